@@ -1,0 +1,56 @@
+"""What a caller may pass to a model: arrays of the right kind, shape and range, or one InputError that says what was
+found.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from d2v_ref.errors import InputError
+
+Shape = tuple[int | str, ...]
+
+
+def array(name: str, value: Any, shape: Shape, kinds: str) -> np.ndarray:
+    """``value`` as a NumPy array of one of ``kinds`` (NumPy's letters) whose axes fit ``shape``: a number must match,
+    a word may be any length.
+    """
+    try:
+        x = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name} is not an array: {error}", expected=_spell(shape)) from None
+    if x.dtype.kind not in kinds:
+        wanted = " or ".join(
+            word
+            for letter, word in (("b", "booleans"), ("i", "integers"), ("f", "floating-point numbers"))
+            if letter in kinds
+        )
+        raise InputError(f"{name} has the wrong dtype", got=x.dtype, expected=wanted)
+    if x.ndim != len(shape) or any(
+        isinstance(want, int) and want != got for want, got in zip(shape, x.shape, strict=True)
+    ):
+        raise InputError(f"{name} has the wrong shape", got=x.shape, expected=_spell(shape))
+    if x.size == 0:
+        raise InputError(f"{name} is empty", got=x.shape, expected="at least one element")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        raise InputError(f"{name} is not finite", got=f"{x[where]} at {where}", expected="finite numbers")
+    return x
+
+
+def indices(name: str, value: Any, shape: Shape, count: int, hint: str | None = None) -> np.ndarray:
+    """Integers 0 ... count - 1, as int64."""
+    x = array(name, value, shape, "iu").astype(np.int64, copy=False)
+    outside = (x < 0) | (x >= count)
+    if outside.any():
+        where = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise InputError(
+            f"{name} is out of range", got=f"{x[where]} at {where}", expected=f"0 ... {count - 1}", hint=hint
+        )
+    return x
+
+
+def _spell(shape: Shape) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

@@ -1,0 +1,130 @@
+"""``Module``: a layer whose place in the model is its name, as in Hugging Face's module tree.
+
+A module's attributes name its children and its weights, so a weight is found in a checkpoint without a table, and every
+intermediate result has the name that it has in Hugging Face's model: ``encoder.layer.3.attention.self``.  A value
+inside a module that is no module's output is a tap, ``path#point``: ``encoder.layer.3.attention.self#probs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from d2v_ref.ops import Ops
+
+Array = Any
+Sink = Callable[[str, Array], None]
+
+# Who is told of every output while it is computed.  A context variable, so that threads and tasks record apart from
+# each other.
+_sink: ContextVar[Sink | None] = ContextVar("d2v_ref_sink", default=None)
+
+
+@contextmanager
+def recorder(sink: Sink) -> Iterator[None]:
+    """While the block runs, ``sink(name, value)`` is told every module's output and every tap, in the order of
+    computation.
+
+    A recorded run doesn't fuse: a Linear's output is seen before its activation and its residual.  Values are the
+    backend's arrays and must not be changed.
+    """
+    token = _sink.set(sink)
+    try:
+        yield
+    finally:
+        _sink.reset(token)
+
+
+def recording() -> bool:
+    """Whether somebody records now."""
+    return _sink.get() is not None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A weight that is declared and not loaded yet."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+class Module:
+    """A layer.  ``forward`` is its mathematics; calling it runs forward and shows the output to whoever records."""
+
+    path: str = ""
+    ops: Ops
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.forward(*args, **kwargs)
+        self.show(out)
+        return out
+
+    def show(self, out: Any) -> None:
+        """Tell the recorder this module's output: an array, or the first of a tuple."""
+        sink = _sink.get()
+        if sink is not None:
+            sink(self.path, out[0] if isinstance(out, tuple) else out)
+
+    def tap(self, point: str, value: Array) -> None:
+        """Tell the recorder a value inside this module."""
+        sink = _sink.get()
+        if sink is not None and value is not None:
+            sink(f"{self.path}#{point}", value)
+
+    def project(self, x: Array, *linears: Any) -> tuple[Array, ...]:
+        """Several Linear children of one input; one operation of the backend unless somebody records."""
+        if recording():
+            return tuple(linear(x) for linear in linears)
+        return self.ops.project(x, *linears)
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Every module and its path, this one first, in the order of declaration."""
+        yield prefix, self
+        for name, value in vars(self).items():
+            children = (
+                [(name, value)]
+                if not isinstance(value, list)
+                else [(f"{name}.{i}", item) for i, item in enumerate(value)]
+            )
+            for step, child in children:
+                if isinstance(child, Module):
+                    yield from child.named_modules(f"{prefix}.{step}" if prefix else step)
+
+    def named_parameters(self) -> Iterator[tuple[str, Module, str, Any]]:
+        """(name in the checkpoint, module, attribute, Parameter or bound array) of every weight."""
+        for path, module in self.named_modules():
+            for attribute in module.parameters():
+                yield f"{path}.{attribute}" if path else attribute, module, attribute, getattr(module, attribute)
+
+    def parameters(self) -> tuple[str, ...]:
+        """The attributes of this module itself that are weights, bound or not."""
+        declared: dict[str, None] = self.__dict__.setdefault("_parameters", {})
+        declared.update({name: None for name, value in vars(self).items() if isinstance(value, Parameter)})
+        return tuple(declared)
+
+    def bind(self, arrays: dict[str, Any], ops: Ops) -> None:
+        """Give every declared weight its array, converted once for the backend; arrays that are one stay one (tied
+        weights).
+        """
+        converted: dict[int, Array] = {}
+        for path, module in self.named_modules():
+            module.path, module.ops = path, ops
+        for name, module, attribute, _ in self.named_parameters():
+            source = arrays[name]
+            if id(source) not in converted:
+                converted[id(source)] = ops.asarray(source.numpy() if hasattr(source, "numpy") else source)
+            setattr(module, attribute, converted[id(source)])
+        for _, module in self.named_modules():
+            ops.prepare(module)

@@ -1,0 +1,305 @@
+"""``Ops``: every operation that a model uses, defined in NumPy.
+
+The body of a method is the definition of the operation.  A backend is a subclass that overrides what it accelerates;
+what it does not override falls through to the definition.  Fused operations (``linear`` with an activation and a
+residual, ``project``, ``attention``) are written with the simpler ones: a fusion is defined by what it fuses.
+
+Shapes: B batch, T query length, S key length, D width, H heads, d = D / H head size.  Arrays are of the dtype that
+the ``Ops`` was made for, ``float32`` or ``float64``; indices are integers and masks are booleans.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from d2v_ref.errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    from d2v_ref.nn import Linear, Module
+
+Array = Any
+
+# Hugging Face's ACT2FN names (transformers 5.23), without prelu and xielu, which have weights of their own.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_10": "gelu_10",
+    "gelu_new": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_fast",
+    "quick_gelu": "quick_gelu",
+    "hardswish": "hardswish",
+    "laplace": "laplace",
+    "leaky_relu": "leaky_relu",
+    "linear": "identity",
+    "mish": "mish",
+    "relu": "relu",
+    "relu2": "relu2",
+    "relu6": "relu6",
+    "sigmoid": "sigmoid",
+    "silu": "silu",
+    "swish": "silu",
+    "sqrtsoftplus": "sqrtsoftplus",
+    "tanh": "tanh",
+}
+
+
+class Ops:
+    """The NumPy backend, which is also the definition of what every other backend computes."""
+
+    name: ClassVar[str] = "numpy"
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
+
+    def __init__(self, dtype: str = "float32") -> None:
+        if dtype not in self.dtypes:
+            hint = "Weights of any floating type are converted to it on loading"
+            raise BackendError(
+                f"backend {self.name} does not compute in this dtype",
+                got=dtype,
+                expected=" or ".join(self.dtypes),
+                hint=hint,
+            )
+        self.dtype = np.dtype(dtype)
+
+    # ---- data in and out ---------------------------------------------------------------------------------------------
+
+    def asarray(self, x: Any) -> Array:
+        """A contiguous array of the backend, floating values in its dtype.  No copy where none is needed."""
+        x = np.asarray(x)
+        return np.ascontiguousarray(x, self.dtype if x.dtype.kind == "f" else x.dtype)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """The values as a NumPy array."""
+        return x
+
+    def prepare(self, module: Module) -> None:
+        """Called once for each module when its weights are bound: a backend may pack, fold or place them here."""
+
+    def concatenate(self, arrays: tuple[Array, ...], axis: int) -> Array:
+        """The arrays, one after the other along ``axis``."""
+        return np.concatenate(arrays, axis=axis)
+
+    # ---- activations, element by element -----------------------------------------------------------------------------
+
+    def activation(self, name: str, x: Array) -> Array:
+        """One of ``ACTIVATIONS``, by Hugging Face's name."""
+        return getattr(self, ACTIVATIONS[name])(x)
+
+    def identity(self, x: Array) -> Array:
+        """x."""
+        return x
+
+    def gelu(self, x: Array) -> Array:
+        """x Phi(x) = x (1 + erf(x / sqrt 2)) / 2, the exact form (Hendrycks & Gimpel 2016; HF GELUActivation)."""
+        from scipy.special import erf  # imported where it is used: it takes as long to import as NumPy
+
+        return x * (0.5 * (1.0 + erf(x * math.sqrt(0.5))))
+
+    def gelu_10(self, x: Array) -> Array:
+        """gelu(x) clipped to [-10, 10] (HF ClippedGELUActivation)."""
+        return np.clip(self.gelu(x), -10.0, 10.0)
+
+    def gelu_tanh(self, x: Array) -> Array:
+        """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016, sec. 2; HF NewGELUActivation)."""
+        return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+    def gelu_fast(self, x: Array) -> Array:
+        """gelu_tanh with sqrt(2 / pi) rounded to 0.7978845608 (HF FastGELUActivation)."""
+        return 0.5 * x * (1.0 + np.tanh(0.7978845608 * x * (1.0 + 0.044715 * x * x)))
+
+    def quick_gelu(self, x: Array) -> Array:
+        """x sigmoid(1.702 x) (Hendrycks & Gimpel 2016, sec. 2; HF QuickGELUActivation)."""
+        return x * self.sigmoid(1.702 * x)
+
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + exp(-x))."""
+        from scipy.special import expit
+
+        return expit(x)
+
+    def silu(self, x: Array) -> Array:
+        """x sigmoid(x) (Elfwing et al. 2017; Ramachandran et al. 2017 call it swish)."""
+        return x * self.sigmoid(x)
+
+    def softplus(self, x: Array) -> Array:
+        """log(1 + exp(x)); x itself above 20, as torch.nn.functional.softplus has it."""
+        return np.where(x > 20.0, x, np.logaddexp(np.minimum(x, 20.0), 0.0).astype(x.dtype))
+
+    def sqrtsoftplus(self, x: Array) -> Array:
+        """sqrt(softplus(x)) (HF SqrtSoftplusActivation)."""
+        return np.sqrt(self.softplus(x))
+
+    def mish(self, x: Array) -> Array:
+        """x tanh(softplus(x)) (Misra 2019)."""
+        return x * np.tanh(self.softplus(x))
+
+    def tanh(self, x: Array) -> Array:
+        """tanh(x)."""
+        return np.tanh(x)
+
+    def relu(self, x: Array) -> Array:
+        """max(x, 0)."""
+        return np.maximum(x, 0.0)
+
+    def relu2(self, x: Array) -> Array:
+        """max(x, 0)^2 (So et al. 2021)."""
+        return np.square(self.relu(x))
+
+    def relu6(self, x: Array) -> Array:
+        """min(max(x, 0), 6)."""
+        return np.clip(x, 0.0, 6.0)
+
+    def leaky_relu(self, x: Array) -> Array:
+        """x where positive, else 0.01 x (torch.nn.LeakyReLU's default slope)."""
+        return np.where(x > 0.0, x, 0.01 * x)
+
+    def hardswish(self, x: Array) -> Array:
+        """x relu6(x + 3) / 6 (Howard et al. 2019)."""
+        return x * self.relu6(x + 3.0) / 6.0
+
+    def laplace(self, x: Array) -> Array:
+        """(1 + erf((x - mu) / (sigma sqrt 2))) / 2 with mu = 0.707107, sigma = 0.282095 (Ma et al. 2022, MEGA; HF
+        LaplaceActivation).
+        """
+        from scipy.special import erf
+
+        return 0.5 * (1.0 + erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
+
+    # ---- layers ------------------------------------------------------------------------------------------------------
+
+    def embedding(self, ids: np.ndarray, weight: Array) -> Array:
+        """Row ids[...] of weight (V, D) -> (..., D).  Ids outside 0 ... V-1 are an InputError."""
+        if ids.size and (ids.min() < 0 or ids.max() >= weight.shape[0]):
+            got = f"{ids.min()} ... {ids.max()}"
+            raise InputError(
+                "embedding: an index is outside the table", got=got, expected=f"0 ... {weight.shape[0] - 1}"
+            )
+        return weight[ids]
+
+    def linear(
+        self, x: Array, weight: Array, bias: Array = None, activation: str | None = None, residual: Array = None
+    ) -> Array:
+        """residual + activation(x W^T + b).  x (..., K), weight (N, K), bias (N,), residual (..., N) -> (..., N)."""
+        if x.shape[-1] != weight.shape[1]:
+            raise InputError(
+                "linear: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[1]})"
+            )
+        y = x @ weight.T
+        if bias is not None:
+            y = y + bias
+        if activation is not None:
+            y = self.activation(activation, y)
+        return y if residual is None else residual + y
+
+    def project(self, x: Array, *linears: Linear) -> tuple[Array, ...]:
+        """Several Linear modules of one input (query, key, value).  x (..., K) -> one (..., N) each."""
+        return tuple(self.linear(x, linear.weight, linear.bias) for linear in linears)
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        """(x - mean) / sqrt(var + eps) * weight + bias over the last axis, population variance (Ba et al. 2016).
+
+        (..., D) -> (..., D).
+        """
+        if x.shape[-1:] != weight.shape:
+            raise InputError(
+                "layer_norm: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[0]})"
+            )
+        centred = x - x.mean(-1, keepdims=True)
+        var = np.square(centred).mean(-1, keepdims=True)
+        return centred / np.sqrt(var + eps) * weight + bias
+
+    def softmax(self, x: Array) -> Array:
+        """exp(x_i) / sum_j exp(x_j) over the last axis, shifted by the maximum so that nothing overflows."""
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    def log_softmax(self, x: Array) -> Array:
+        """x_i - log sum_j exp(x_j) over the last axis."""
+        shifted = x - x.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+    def split_heads(self, x: Array, heads: int) -> Array:
+        """(B, T, H d) -> (B, H, T, d)."""
+        return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        heads: int,
+        *,
+        mask: Array = None,
+        causal: bool = False,
+        bias: Array = None,
+        head_mask: Array = None,
+        probs: bool = False,
+    ) -> tuple[Array, Array]:
+        """softmax(q k^T / sqrt(d) + bias) v, head by head (Vaswani et al. 2017, eq. 1).
+
+        Args:
+            q: (B, T, D).
+            k, v: (B, S, D).
+            heads: H.
+            mask: booleans that broadcast to (B, H, T, S): True where a query may see a key.  A hidden score becomes
+                the dtype's lowest finite number, so that a row that sees nothing attends evenly to all S keys, as in
+                HF's eager attention.
+            causal: query t sees keys 0 ... t + S - T only.
+            bias: added to the scores; broadcasts to (B, H, T, S).
+            head_mask: factors of the probabilities; broadcasts to (B, H, T, S).
+            probs: whether the probabilities are wanted.
+
+        Returns:
+            The context (B, T, D), and the probabilities (B, H, T, S), or None where they are not wanted.
+        """
+        q, k, v = (self.split_heads(x, heads) for x in (q, k, v))
+        scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, T, S)
+        if bias is not None:
+            scores = scores + bias
+        if causal:
+            length, keys = scores.shape[-2:]
+            allowed = np.tri(length, keys, k=keys - length, dtype=bool)
+            mask = allowed if mask is None else mask & allowed
+        if mask is not None:
+            scores = np.where(mask, scores, np.finfo(scores.dtype).min)
+        p = self.softmax(scores)
+        if head_mask is not None:
+            p = p * head_mask
+        context = (p @ v).swapaxes(1, 2)  # (B, T, H, d)
+        return context.reshape(*context.shape[:2], -1), p if probs else None
+
+    def relative_key_bias(self, q: Array, k: Array, heads: int, weight: Array, with_key: bool) -> Array:
+        """q_t . E[t - s] / sqrt(d), plus k_s . E[t - s] / sqrt(d) if ``with_key``: learned relative positions' bias.
+
+        Shaw et al. 2018, eq. 4, and Huang et al. 2020, method 4; HF 4.x position_embedding_type "relative_key" and
+        "relative_key_query". The T queries are the last of the S positions.
+
+        Args:
+            q: (B, T, D).
+            k: (B, S, D).
+            weight: (2 P - 1, d), the row of distance 0 in the middle.
+
+        Returns:
+            (B, H, T, S).
+        """
+        q, k = self.split_heads(q, heads), self.split_heads(k, heads)
+        length, keys = q.shape[2], k.shape[2]
+        query_positions = np.arange(keys - length, keys)[:, None]
+        rows = query_positions - np.arange(keys)[None, :] + weight.shape[0] // 2  # (T, S)
+        e = self.embedding(rows, weight)  # (T, S, d)
+        bias = np.einsum("bhtd,tsd->bhts", q, e)
+        if with_key:
+            bias = bias + np.einsum("bhsd,tsd->bhts", k, e)
+        return bias * q.shape[-1] ** -0.5
+
+    @classmethod
+    def overrides(cls) -> list[str]:
+        """The operations that a backend computes itself; the rest are the definitions above."""
+        methods = [name for name, value in vars(Ops).items() if inspect.isfunction(value) and not name.startswith("_")]
+        return sorted(name for name in methods if getattr(cls, name) is not getattr(Ops, name))
