@@ -1,0 +1,21 @@
+"""Reading checkpoints: weight files as named tensors, and the folder that a Hugging Face id stands for."""
+
+from d2v_ref.checkpoints.files import WEIGHT_NAMES, open_checkpoint, weight_files
+from d2v_ref.checkpoints.hub import resolve
+from d2v_ref.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata
+from d2v_ref.checkpoints.tensors import Tensor
+from d2v_ref.checkpoints.torch_file import read_torch_file
+from d2v_ref.checkpoints.writing import write_json, write_safetensors
+
+__all__ = [
+    "WEIGHT_NAMES",
+    "Tensor",
+    "open_checkpoint",
+    "read_safetensors",
+    "read_safetensors_metadata",
+    "read_torch_file",
+    "resolve",
+    "weight_files",
+    "write_json",
+    "write_safetensors",
+]
