@@ -1,0 +1,121 @@
+"""How far a computation in a smaller floating-point format may be from the exact one: bounds that are computed, not
+chosen.
+
+Every operation is run in float64, and to its result is added a random share of the rounding error that the operation
+could make in the smaller format.  For a sum of n products that share is ``u sqrt(n) sum |x_i w_i|``: the dot-product
+bound, which is the operation's own definition run on absolute values (Higham 2002, sec. 3.1), with sqrt(n) for n as
+roundings of either sign add up (Higham & Mary 2019). The model carries the errors to every later output as it would
+carry real ones, ill-conditioned places included; this is Monte Carlo arithmetic (Parker 1997) with the operations as
+its grain.
+
+An output's tolerance is twice the largest deviation over several such runs: an implementation that is checked and the
+one that it is checked against both round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from d2v_ref.ops import Ops
+
+Array = Any
+
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+PROBES = 8
+
+
+class RoundingProbe(Ops):
+    """The definitions in float64, each result off by a random share of the rounding error of a smaller format."""
+
+    name: ClassVar[str] = "rounding-probe"
+
+    def __init__(self, unit_roundoff: float, seed: int) -> None:
+        super().__init__("float64")
+        self.u, self.random = unit_roundoff, np.random.default_rng(seed)
+
+    def _off(self, size: Array, terms: float = 1.0) -> Array:
+        """A random error of a sum of so many terms whose absolute values add up to ``size``."""
+        return (
+            self.random.uniform(-1, 1, np.shape(size)) * (2 * self.u * math.sqrt(terms)) * size
+        )  # a rounding each for product and sum
+
+    def activation(self, name: str, x: Array) -> Array:
+        y = super().activation(name, x)
+        return y + self._off(np.abs(x) + np.abs(y), 4)
+
+    def linear(
+        self, x: Array, weight: Array, bias: Array = None, activation: str | None = None, residual: Array = None
+    ) -> Array:
+        y = super().linear(x, weight, bias)
+        y = y + self._off(
+            super().linear(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias)), x.shape[-1] + 1
+        )
+        if activation is not None:
+            y = self.activation(activation, y)
+        return y if residual is None else residual + y
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        largest = np.abs(x).max(-1, keepdims=True)  # (..., 1)
+        deviation = np.sqrt(x.var(-1, keepdims=True) + eps)
+        y = super().layer_norm(x + self._off(np.abs(x)), weight, bias, eps)
+        # A mean that is off by what the large values round to shifts all of the row: much, if they are nearly equal.
+        shift = self._off(largest, x.shape[-1]) / deviation * weight
+        return y + shift + self._off(np.abs(y) + np.abs(bias), 4)
+
+    def relative_key_bias(self, q: Array, k: Array, heads: int, weight: Array, with_key: bool) -> Array:
+        size = super().relative_key_bias(np.abs(q), np.abs(k), heads, np.abs(weight), with_key)
+        return super().relative_key_bias(q, k, heads, weight, with_key) + self._off(size, q.shape[-1] // heads)
+
+    def attention(
+        self, q: Array, k: Array, v: Array, heads: int, *, bias: Array = None, probs: bool = False, **masks: Any
+    ) -> Any:
+        head_size = q.shape[-1] // heads
+        size = (
+            self.split_heads(np.abs(q), heads) @ self.split_heads(np.abs(k), heads).swapaxes(-1, -2) * head_size**-0.5
+        )
+        if bias is not None:
+            size = size + np.where(
+                np.abs(bias) < 1e30, np.abs(bias), 0
+            )  # a lowest finite number hides a score, it doesn't round it
+        scores_off = self._off(size, head_size + 2)
+        bias = scores_off if bias is None else bias + scores_off
+        context, p = super().attention(q, k, v, heads, bias=bias, probs=probs, **masks)
+        context_size, _ = super().attention(q, k, np.abs(v), heads, bias=bias, **masks)
+        return context + self._off(context_size, k.shape[1] + 4), None if p is None else p + self._off(
+            p, k.shape[1] + 4
+        )
+
+
+def tolerances(
+    run: Callable[[Ops], dict[str, np.ndarray]],
+    exact: dict[str, np.ndarray],
+    dtype: str = "float32",
+    probes: int = PROBES,
+) -> dict[str, float]:
+    """The largest absolute error that each output may have in ``dtype``.
+
+    Args:
+        run: computes every output by name with the operations that it is given.
+        exact: the same outputs in float64.
+        dtype: "float32", "float16" or "bfloat16": the format of the implementation that will be checked.
+        probes: how many runs.
+
+    Returns:
+        For every name: twice the largest deviation of any element over all runs, and at least four units of rounding
+            of the largest value.
+    """
+    u = UNIT_ROUNDOFF[dtype]
+    worst = {name: 2 * u * _largest(value) for name, value in exact.items()}
+    for seed in range(probes):
+        for name, value in run(RoundingProbe(u, seed)).items():
+            worst[name] = max(worst[name], _largest(value - exact[name]))
+    return {name: 2 * error for name, error in worst.items()}
+
+
+def _largest(x: np.ndarray) -> float:
+    """max |x|; a NaN (the loss of no label) has no size."""
+    return float(np.nan_to_num(np.abs(x), nan=0.0).max(initial=0.0))
