@@ -1,0 +1,50 @@
+"""Conformance: the same draws every time, one line of counts at the end."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+settings.register_profile(
+    "conformance",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("conformance")
+
+
+@dataclass
+class Tally:
+    """What a suite compared: cases, arrays, and the worst error in units of what was allowed."""
+
+    cases: int = 0
+    arrays: int = 0
+    worst: float = 0.0
+
+
+_tallies: dict[str, Tally] = defaultdict(Tally)
+
+
+@pytest.fixture(scope="session")
+def tally() -> dict[str, Tally]:
+    """Counts by suite, printed when the session ends."""
+    return _tallies
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _tallies:
+        return
+    terminalreporter.section("what was compared")
+    for name, t in sorted(_tallies.items()):
+        terminalreporter.line(f"{name}: {t.cases} cases, {t.arrays} arrays, worst error {t.worst:.2g} of the bound")
+    cases, arrays = sum(t.cases for t in _tallies.values()), sum(t.arrays for t in _tallies.values())
+    terminalreporter.line(f"in all: {cases} cases, {arrays} arrays")
