@@ -52,10 +52,8 @@ def test_float32_within_the_derived_bound(name: str, tally: dict[str, Any]) -> N
         want = oracle.everything(*oracle.run_recorded(theirs, inputs, "float32"))
         got = oracle.everything(*ours.record(**inputs))
 
-        weights = ours.state_dict()
-
         def run(ops: Ops) -> dict[str, np.ndarray]:
-            return oracle.everything(*type(ours)(config, weights, backend=ops).record(**inputs))
+            return oracle.everything(*ours.with_ops(ops).record(**inputs))
 
         bounds = tolerances(run, run(get_ops(dtype="float64")))
         for loss in {"loss", "#loss"} & set(bounds):  # the loss itself rounds too, as the logits that it is made of

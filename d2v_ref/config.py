@@ -22,6 +22,7 @@ class Config:
     """
 
     model_type: typing.ClassVar[str] = ""
+    sizes: typing.ClassVar[dict[str, dict[str, Any]]] = {}  # the settings of "tiny", "base" and "large"
 
     architectures: list[str] | None = None
     output_attentions: bool = False

@@ -66,6 +66,7 @@ class PreTrainedModel(Module):
 
     config_class: ClassVar[type[Config]]
     base_model_prefix: ClassVar[str] = ""
+    needs: ClassVar[dict[str, Any]] = {}  # settings without which the class makes no sense
     tied_weights: ClassVar[dict[str, str]] = {}  # name -> the name of the weight that it is
     ignored_weights: ClassVar[dict[str, str]] = {}  # pattern -> why files carry it
     optional_modules: ClassVar[dict[str, str]] = {}  # module -> the argument that leaves it out
@@ -128,6 +129,13 @@ class PreTrainedModel(Module):
         """Every parameter by name, as NumPy arrays."""
         self._need_weights()
         return {name: self.ops.to_numpy(value) for name, _, _, value in self.named_parameters()}
+
+    def with_ops(self, ops: Ops) -> Self:
+        """The same model, computed by other operations."""
+        options: dict[str, Any] = {
+            option: getattr(self, module) is not None for module, option in self.optional_modules.items()
+        }
+        return type(self)(self.config, self.state_dict(), backend=ops, **options)
 
     def num_parameters(self) -> int:
         """How many numbers the model holds; tied weights count once."""

@@ -60,6 +60,36 @@ class Data2VecTextConfig(Config):
     classifier_dropout: float | None = None
     position_embedding_type: str = "absolute"
 
+    # facebook/data2vec-text-base; RoBERTa-large's shape, which the paper's large text model would have; one for tests.
+    sizes = {
+        "tiny": {
+            "vocab_size": 1024,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+            "max_position_embeddings": 130,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+        },
+        "base": {
+            "vocab_size": 50265,
+            "max_position_embeddings": 514,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+        },
+        "large": {
+            "vocab_size": 50265,
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "max_position_embeddings": 514,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+        },
+    }
+
     def validate(self) -> None:
         super().validate()
         sizes = "vocab_size hidden_size num_attention_heads intermediate_size max_position_embeddings type_vocab_size"
@@ -534,6 +564,8 @@ class _LanguageModel(_TextModelWithHead):
 
 class Data2VecTextForCausalLM(_LanguageModel, GenerationMixin):
     """Next-token prediction (HF Data2VecTextForCausalLM)."""
+
+    needs = {"is_decoder": True}
 
     def forward(
         self,
