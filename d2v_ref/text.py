@@ -12,6 +12,7 @@ heads, V vocab_size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,8 @@ class Data2VecTextConfig(Config):
         if self.hidden_size % self.num_attention_heads:
             expected = f"a multiple of num_attention_heads={self.num_attention_heads}"
             raise ConfigError("hidden_size does not divide among the heads", got=self.hidden_size, expected=expected)
+        if not 0 <= self.layer_norm_eps <= 1:
+            raise ConfigError("layer_norm_eps does not serve", got=self.layer_norm_eps, expected="0 ... 1")
         if self.hidden_act not in ACTIVATIONS:
             raise ConfigError("unknown hidden_act", got=self.hidden_act, expected=", ".join(ACTIVATIONS))
         kinds = ("absolute", "relative_key", "relative_key_query")
@@ -129,6 +132,27 @@ class Data2VecTextConfig(Config):
         return self.max_position_embeddings - first
 
 
+@dataclass
+class ForwardPass:
+    """What the layers share while a sequence passes through them, and what they leave behind for the output."""
+
+    cache: Cache | None  # of the tokens before these
+    masks: dict[str, Any]  # arguments of Ops.attention in self-attention
+    states: Array  # the encoder's hidden states (B, S', D), for cross attention, or None
+    cross_masks: dict[str, Any]  # arguments of Ops.attention in cross attention
+    head_masks: Array  # (layers, H, 1, 1), or None
+    probs: bool  # whether the attention probabilities are wanted
+    hidden_states: list[Array] = field(default_factory=list)  # (B, T, D) each
+    attentions: list[Array] = field(default_factory=list)  # (B, H, T, S) each
+    cross_attentions: list[Array] = field(default_factory=list)  # (B, H, T, S') each
+
+    def past(self, layer: int) -> LayerCache | None:
+        return None if self.cache is None else self.cache.layers[layer]
+
+    def head_mask(self, layer: int) -> Array:
+        return None if self.head_masks is None else self.head_masks[layer]
+
+
 class Data2VecTextEmbeddings(Module):
     """LayerNorm(word + token type + position).  ids (B, T) or embeddings (B, T, D) -> (B, T, D)."""
 
@@ -145,10 +169,8 @@ class Data2VecTextEmbeddings(Module):
 
         From embeddings, every token counts.
         """
-        if input_ids is None:
-            return np.broadcast_to(
-                np.arange(self.pad + 1, self.pad + 1 + length), (batch, length)
-            )  # HF adds no past length here
+        if input_ids is None:  # HF adds no past length here
+            return np.broadcast_to(np.arange(self.pad + 1, self.pad + 1 + length), (batch, length))
         real = input_ids != self.pad
         return (np.cumsum(real, axis=1) + past) * real + self.pad
 
@@ -163,13 +185,10 @@ class Data2VecTextEmbeddings(Module):
 
 
 class Data2VecTextSelfAttention(Module):
-    """Multi-head self-attention (Vaswani et al. 2017, sec. 3.2).
+    """Multi-head self-attention (Vaswani et al. 2017, sec. 3.2).  x (B, T, D) -> context (B, T, D)."""
 
-    x (B, T, D) -> context (B, T, D), probabilities (B, H, T, S).
-    """
-
-    def __init__(self, config: Data2VecTextConfig) -> None:
-        width, self.heads = config.hidden_size, config.num_attention_heads
+    def __init__(self, config: Data2VecTextConfig, layer: int) -> None:
+        width, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
         self.query = Linear(width, width)
         self.key = Linear(width, width)
         self.value = Linear(width, width)
@@ -177,46 +196,45 @@ class Data2VecTextSelfAttention(Module):
         if self.relative != "absolute":
             self.distance_embedding = Embedding(2 * config.max_position_embeddings - 1, width // self.heads)
 
-    def forward(
-        self, x: Array, past: LayerCache | None, probs: bool, bias: Array = None, **masks: Any
-    ) -> tuple[Array, Array]:
+    def forward(self, x: Array, run: ForwardPass) -> Array:
         q, k, v = self.project(x, self.query, self.key, self.value)  # (B, T, D) each
+        past = run.past(self.layer)
         if past is not None:
             k, v = past.append(self.ops, k, v)  # (B, S, D)
+        masks = run.masks | {"head_mask": run.head_mask(self.layer)}
         if self.relative != "absolute":
             weight, with_key = self.distance_embedding.weight, self.relative == "relative_key_query"
-            relative = self.ops.relative_key_bias(q, k, self.heads, weight, with_key)  # (B, H, T, S)
-            bias = relative if bias is None else bias + relative
-        context, p = self.ops.attention(q, k, v, self.heads, bias=bias, probs=probs or recording(), **masks)
+            bias = self.ops.relative_key_bias(q, k, self.heads, weight, with_key)  # (B, H, T, S)
+            masks["bias"] = bias + masks["bias"] if "bias" in masks else bias
+        context, p = self.ops.attention(q, k, v, self.heads, probs=run.probs or recording(), **masks)
+        run.attentions.append(p)
         self.tap("probs", p)
-        return context, p
+        return context
 
 
 class Data2VecTextCrossAttention(Module):
-    """Attention of the decoder's tokens to the encoder's.
+    """Attention of the decoder's tokens to the encoder's hidden states.  x (B, T, D) -> context (B, T, D)."""
 
-    x (B, T, D), states (B, S, D) -> context (B, T, D), probabilities (B, H, T, S).
-    """
-
-    def __init__(self, config: Data2VecTextConfig) -> None:
-        width, self.heads = config.hidden_size, config.num_attention_heads
+    def __init__(self, config: Data2VecTextConfig, layer: int) -> None:
+        width, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
         self.query = Linear(width, width)
         self.key = Linear(width, width)
         self.value = Linear(width, width)
 
-    def forward(
-        self, x: Array, states: Array, past: LayerCache | None, probs: bool, **masks: Any
-    ) -> tuple[Array, Array]:
+    def forward(self, x: Array, run: ForwardPass) -> Array:
         q = self.query(x)  # (B, T, D)
+        past = run.past(self.layer)
         if past is None or past.cross_key is None:
-            k, v = self.project(states, self.key, self.value)  # (B, S, D) each
+            k, v = self.project(run.states, self.key, self.value)  # (B, S', D) each
             if past is not None:
                 past.cross_key, past.cross_value = k, v
         else:
-            k, v = past.cross_key, past.cross_value  # computed once: the encoder's states don't change while decoding
-        context, p = self.ops.attention(q, k, v, self.heads, probs=probs or recording(), **masks)
+            k, v = past.cross_key, past.cross_value  # computed once: the states don't change while decoding
+        masks = run.cross_masks | {"head_mask": run.head_mask(self.layer)}
+        context, p = self.ops.attention(q, k, v, self.heads, probs=run.probs or recording(), **masks)
+        run.cross_attentions.append(p)
         self.tap("probs", p)
-        return context, p
+        return context
 
 
 class Data2VecTextOutput(Module):
@@ -234,15 +252,14 @@ class Data2VecTextOutput(Module):
 
 
 class Data2VecTextAttention(Module):
-    """Attention, output projection, residual and LayerNorm.  (B, T, D) -> (B, T, D), probabilities."""
+    """Attention, output projection, residual and LayerNorm.  (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, config: Data2VecTextConfig, cross: bool = False) -> None:
-        self.self = Data2VecTextCrossAttention(config) if cross else Data2VecTextSelfAttention(config)
+    def __init__(self, config: Data2VecTextConfig, layer: int, cross: bool = False) -> None:
+        self.self = (Data2VecTextCrossAttention if cross else Data2VecTextSelfAttention)(config, layer)
         self.output = Data2VecTextOutput(config.hidden_size, config)
 
-    def forward(self, x: Array, *args: Any, **kwargs: Any) -> tuple[Array, Array]:
-        context, probs = self.self(x, *args, **kwargs)
-        return self.output(context, residual=x), probs
+    def forward(self, x: Array, run: ForwardPass) -> Array:
+        return self.output(self.self(x, run), residual=x)
 
 
 class Data2VecTextIntermediate(Module):
@@ -257,33 +274,21 @@ class Data2VecTextIntermediate(Module):
 
 
 class Data2VecTextLayer(Module):
-    """Post-norm transformer layer (Vaswani et al. 2017).
+    """Post-norm transformer layer (Vaswani et al. 2017).  (B, T, D) -> (B, T, D)."""
 
-    (B, T, D) -> (B, T, D), and the probabilities of both attentions.
-    """
-
-    def __init__(self, config: Data2VecTextConfig) -> None:
-        self.attention = Data2VecTextAttention(config)
+    def __init__(self, config: Data2VecTextConfig, layer: int) -> None:
+        self.attention = Data2VecTextAttention(config, layer)
         if config.add_cross_attention:
-            self.crossattention = Data2VecTextAttention(config, cross=True)
+            self.crossattention = Data2VecTextAttention(config, layer, cross=True)
         self.intermediate = Data2VecTextIntermediate(config)
         self.output = Data2VecTextOutput(config.intermediate_size, config)
         self.chunk = config.chunk_size_feed_forward
 
-    def forward(
-        self,
-        x: Array,
-        past: LayerCache | None,
-        probs: bool,
-        masks: dict[str, Any],
-        states: Array,
-        cross_masks: dict[str, Any],
-    ) -> tuple[Array, Array, Array]:
-        x, self_probs = self.attention(x, past, probs, **masks)
-        cross_probs = None
-        if states is not None:
-            x, cross_probs = self.crossattention(x, states, past, probs, **cross_masks)
-        return self.feed_forward(x), self_probs, cross_probs
+    def forward(self, x: Array, run: ForwardPass) -> Array:
+        x = self.attention(x, run)
+        if run.states is not None:
+            x = self.crossattention(x, run)
+        return self.feed_forward(x)
 
     def feed_forward(self, x: Array) -> Array:
         """In chunks of ``chunk_size_feed_forward`` tokens if it is set: less memory, the same result."""
@@ -294,35 +299,17 @@ class Data2VecTextLayer(Module):
 
 
 class Data2VecTextEncoder(Module):
-    """The stack of layers.
-
-    (B, T, D) -> (B, T, D), every state on the way, and the probabilities of both attentions a layer.
-    """
+    """The stack of layers.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecTextConfig) -> None:
-        self.layer = [Data2VecTextLayer(config) for _ in range(config.num_hidden_layers)]
+        self.layer = [Data2VecTextLayer(config, i) for i in range(config.num_hidden_layers)]
 
-    def forward(
-        self,
-        x: Array,
-        cache: Cache | None,
-        probs: bool,
-        masks: dict,
-        head_masks: Array,
-        states: Array,
-        cross_masks: dict,
-    ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
-        hidden_states, attentions, cross_attentions = [x], [], []
-        for i, layer in enumerate(self.layer):
-            past = None if cache is None else cache.layers[i]
-            head_mask = None if head_masks is None else head_masks[i]
-            x, p, c = layer(
-                x, past, probs, masks | {"head_mask": head_mask}, states, cross_masks | {"head_mask": head_mask}
-            )
-            hidden_states.append(x)
-            attentions.append(p)
-            cross_attentions.append(c)
-        return x, tuple(hidden_states), tuple(attentions), tuple(cross_attentions)
+    def forward(self, x: Array, run: ForwardPass) -> Array:
+        run.hidden_states.append(x)
+        for layer in self.layer:
+            x = layer(x, run)
+            run.hidden_states.append(x)
+        return x
 
 
 class Data2VecTextPooler(Module):
@@ -409,7 +396,8 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             input_ids = checks.indices("input_ids", input_ids, ("batch", "tokens"), config.vocab_size)
             batch, length = input_ids.shape
         else:
-            inputs_embeds = checks.array("inputs_embeds", inputs_embeds, ("batch", "tokens", config.hidden_size), "f")
+            axes = ("batch", "tokens", config.hidden_size)
+            inputs_embeds = checks.array("inputs_embeds", inputs_embeds, axes, "f", ops.dtype)
             batch, length = inputs_embeds.shape[:2]
             inputs_embeds = ops.asarray(inputs_embeds)
         if config.chunk_size_feed_forward and length % config.chunk_size_feed_forward:
@@ -432,22 +420,27 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             if len(ids) not in (1, batch):
                 raise InputError(f"{name} has the wrong batch size", got=len(ids), expected=f"1 or {batch}")
 
-        masks = self._masks("attention_mask", attention_mask, (batch, length, past + length), causal=config.is_decoder)
         states, cross_masks = self._cross(encoder_hidden_states, encoder_attention_mask, cache, batch, length)
-        x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-        probs = config.output_attentions if output_attentions is None else output_attentions
-        head_masks = self._head_masks(head_mask)
-        x, hidden_states, attentions, cross_attentions = self.encoder(
-            x, cache, probs, masks, head_masks, states, cross_masks
+        run = ForwardPass(
+            cache=cache,
+            masks=self._masks("attention_mask", attention_mask, (batch, length, past + length), config.is_decoder),
+            states=states,
+            cross_masks=cross_masks,
+            head_masks=self._head_masks(head_mask),
+            probs=config.output_attentions if output_attentions is None else output_attentions,
         )
-        wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)  # (B, T, D)
+        x = self.encoder(x, run)  # (B, T, D)
+        pooled = None if self.pooler is None else self.pooler(x)  # (B, D)
+
+        every_state = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=x,
-            pooler_output=None if self.pooler is None else self.pooler(x),
-            hidden_states=hidden_states if wanted else None,
+            pooler_output=pooled,
+            hidden_states=tuple(run.hidden_states) if every_state else None,
             past_key_values=cache if self._use_cache(use_cache) else None,
-            attentions=attentions if probs else None,
-            cross_attentions=cross_attentions if probs and states is not None else None,
+            attentions=tuple(run.attentions) if run.probs else None,
+            cross_attentions=tuple(run.cross_attentions) if run.probs and states is not None else None,
         )
 
     def _use_cache(self, use_cache: bool | None) -> bool:
@@ -459,23 +452,18 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             return Cache(self.ops, layers, heads) if self._use_cache(use_cache) else None
         if not self.config.is_decoder:
             raise InputError("past_key_values needs a decoder", got="is_decoder=False", expected="is_decoder=True")
-        cache = Cache.of(past, self.ops, layers, heads)
-        if cache.batch() not in (None, batch):
-            raise InputError(
-                "past_key_values is of another batch", got=f"{cache.batch()} sequences", expected=f"{batch}"
-            )
-        return cache
+        return Cache.of(past, self.ops, layers, heads, self.config.hidden_size // heads, batch)
 
     def _masks(self, name: str, mask: Any, shape: tuple[int, int, int], causal: bool) -> dict[str, Any]:
         """The arguments of ``Ops.attention`` that a mask of any of its forms stands for."""
         batch, length, keys = shape
         if mask is None:
             return {"causal": causal}
-        mask = np.asarray(mask)
+        mask = checks.anything(name, mask)
         if mask.ndim == 4:  # taken as it is: the causal rule too is the caller's
             heads = self.config.num_attention_heads if mask.shape[1] != 1 else 1
             rows = batch if mask.shape[0] != 1 else 1
-            mask = checks.array(name, mask, (rows, heads, length, keys), "bf")
+            mask = checks.array(name, mask, (rows, heads, length, keys), "bf", self.ops.dtype)
             return {"mask" if mask.dtype.kind == "b" else "bias": self.ops.asarray(mask)}
         if mask.ndim == 3:  # transformers 4.x: in the place of the causal rule
             mask = checks.array(name, mask, (batch, length, keys), "biuf")
@@ -496,7 +484,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             raise InputError("encoder_hidden_states given to a model without cross attention", hint=hint)
         cached = None if cache is None else cache.cross_length()
         axes = (batch, "tokens" if cached is None else cached, self.config.hidden_size)
-        states = checks.array("encoder_hidden_states", states, axes, "f")
+        states = checks.array("encoder_hidden_states", states, axes, "f", self.ops.dtype)
         masks = self._masks("encoder_attention_mask", mask, (batch, length, states.shape[1]), causal=False)
         return self.ops.asarray(states), masks
 
@@ -505,8 +493,9 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         if head_mask is None:
             return None
         layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
-        shape = (heads,) if np.ndim(head_mask) == 1 else (layers, heads)
-        head_mask = checks.array("head_mask", head_mask, shape, "biuf").astype(self.ops.dtype)
+        head_mask = checks.anything("head_mask", head_mask)
+        shape = (heads,) if head_mask.ndim == 1 else (layers, heads)
+        head_mask = checks.array("head_mask", head_mask, shape, "biuf", self.ops.dtype).astype(self.ops.dtype)
         return self.ops.asarray(np.broadcast_to(head_mask, (layers, heads))[:, :, None, None])
 
 
@@ -601,10 +590,9 @@ class Data2VecTextForCausalLM(_LanguageModel, GenerationMixin):
             use_cache if labels is None else False,
             **options,
         )
-        if logits_to_keep < 0:
-            raise InputError(
-                "logits_to_keep is negative", got=logits_to_keep, expected="0 for all, or a number of tokens"
-            )
+        if not isinstance(logits_to_keep, int | np.integer) or logits_to_keep < 0:
+            expected = "0 for all, or a number of tokens"
+            raise InputError("logits_to_keep does not serve", got=repr(logits_to_keep), expected=expected)
         logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
         return CausalLMOutputWithCrossAttentions(
             loss=None if labels is None else losses.causal_lm_loss(self.ops.to_numpy(logits), labels),
@@ -695,20 +683,19 @@ class Data2VecTextForMultipleChoice(_TextModelWithHead):
     ) -> MultipleChoiceModelOutput:
         """As Data2VecTextModel, every argument (B, choices, ...); ``labels`` (B,) the right choice."""
         given = input_ids if input_ids is not None else inputs_embeds
-        axes = 3 if input_ids is not None else 4
-        if given is None or np.ndim(given) != axes:
-            got = None if given is None else np.shape(given)
-            raise InputError(
-                "multiple choice needs an axis of choices", got=got, expected="(batch, choices, tokens[, hidden_size])"
-            )
-        batch, choices = np.shape(given)[:2]
+        shape = () if given is None else checks.anything("the input", given).shape
+        if len(shape) != (3 if input_ids is not None else 4) or 0 in shape:
+            expected = "(batch, choices, tokens[, hidden_size])"
+            raise InputError("multiple choice needs an axis of choices", got=shape or given, expected=expected)
+        batch, choices = shape[:2]
 
         def flat(name: str, x: Any) -> Any:  # (B, choices, ...) -> (B choices, ...)
             if x is None:
                 return None
-            if np.shape(x)[:2] != (batch, choices):
-                raise InputError(f"{name} has the wrong shape", got=np.shape(x), expected=f"({batch}, {choices}, ...)")
-            return np.reshape(x, (batch * choices, *np.shape(x)[2:]))
+            x = checks.anything(name, x)
+            if x.shape[:2] != (batch, choices):
+                raise InputError(f"{name} has the wrong shape", got=x.shape, expected=f"({batch}, {choices}, ...)")
+            return x.reshape(batch * choices, *x.shape[2:])
 
         outputs = self.data2vec_text(
             flat("input_ids", input_ids),
