@@ -1,0 +1,51 @@
+"""What the model makes of a text, without a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from d2v_ref.errors import InputError
+from d2v_ref.tasks.base import Progress, TextPipeline, as_list
+
+
+class FeatureExtraction(TextPipeline):
+    """The last hidden states (HF FeatureExtractionPipeline, with arrays in the place of nested lists)."""
+
+    task = "feature-extraction"
+
+    def __call__(
+        self,
+        inputs: str | list[str],
+        *,
+        pooling: str | None = None,
+        batch_size: int = 1,
+        truncation: bool = False,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The features of a text, or a list of them for a list of texts.
+
+        Args:
+            pooling: None for every token; "first" for ``<s>``, "mean" for the mean of all tokens, special ones
+                included.
+
+        Returns:
+            An array (1, T, D), or (1, D) if pooled.
+        """
+        if pooling not in (None, "first", "mean"):
+            raise InputError("unknown pooling", got=repr(pooling), expected="None or 'first' or 'mean'")
+        encodings = self.encode_all(as_list(inputs), lambda text: self.encode(text, truncation=truncation))
+
+        def finish(i: int, outputs: list[np.ndarray]) -> np.ndarray:
+            states = outputs[0][: encodings[i].input_ids.shape[1]]  # (T, D), without the batch's padding
+            if pooling is None:
+                return states[None].copy()  # not a view that would keep the whole batch
+            return states[:1].copy() if pooling == "first" else states.mean(0, keepdims=True)
+
+        results = self.run(encodings, self.logits, finish, batch_size=batch_size, progress=progress)
+        return results if isinstance(inputs, list | tuple) else results[0]
+
+    def logits(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The hidden states in the place of a head's scores: (B, T, D)."""
+        return self.model(ids, attention_mask=mask, return_dict=True).last_hidden_state
