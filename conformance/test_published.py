@@ -55,7 +55,7 @@ def test_the_list_is_whole() -> None:
     "entry", [entry for entry in LIST if entry["class"] in MODELS], ids=lambda entry: entry["class"]
 )
 def test_other_weights_do_not_meet_them(entry: dict[str, Any]) -> None:
-    """The comparison itself, where no published checkpoint is at hand: synthetic weights of the same size must fail it."""
+    """The comparison itself, where no published checkpoint is at hand: synthetic weights must fail it."""
     cls = model_class(entry["class"])
     config = cls.config_class(**{**cls.config_class.sizes["base"], "num_hidden_layers": 1})
     weights = synth.weights({name: value.shape for name, _, _, value in cls(config).named_parameters()}, 0)

@@ -185,7 +185,7 @@ class TextTokenizer:
         for i, encoding in enumerate(encodings):
             if max_length is not None and len(encoding.ids) > max_length:
                 name, got = _which("text", i, inputs), f"{len(encoding.ids)} tokens"
-                hint = "Shorten or split it, or cut it with truncation=True (--truncation)"
+                hint = "Shorten or split it, or cut it with truncation=True (--truncate)"
                 raise InputError(f"{name} is too long", got=got, expected=f"at most {max_length}", hint=hint)
         return self._arrays(encodings, padding_side)
 
