@@ -33,7 +33,7 @@ def architecture(folder: Path) -> str:
     """The name of the class that a checkpoint was saved from."""
     path = folder / CONFIG_NAME
     names = read_config_json(path).get("architectures")
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in MODELS:
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in list(MODELS):
         hint = "Use the class's own from_pretrained, or write the class's name into architectures"
         raise ConfigError(
             "architectures names no model that is known here",

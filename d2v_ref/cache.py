@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from d2v_ref import checks
 from d2v_ref.errors import InputError
 from d2v_ref.ops import Ops
 
@@ -47,28 +48,48 @@ class Cache:
         self.layers = [LayerCache() for _ in range(layers)]
 
     @classmethod
-    def of(cls, past: Cache | Sequence[Sequence[Any]], ops: Ops, layers: int, heads: int) -> Cache:
+    def of(
+        cls, past: Cache | Sequence[Sequence[Any]], ops: Ops, layers: int, heads: int, head_size: int, batch: int
+    ) -> Cache:
         """A copy of a cache, or one made of Hugging Face's nested tuples, for a forward pass to extend."""
-        if len(past) != layers:
+        given: Any = past.layers if isinstance(past, Cache) else past
+        if not isinstance(given, list | tuple):
+            expected = "a Cache, or a tuple of (key, value) for each layer"
+            raise InputError("past_key_values is no cache", got=type(past).__name__, expected=expected)
+        if len(given) != layers:
             raise InputError(
-                "past_key_values is another model's", got=f"{len(past)} layers", expected=f"{layers} layers"
+                "past_key_values is another model's", got=f"{len(given)} layers", expected=f"{layers} layers"
             )
         cache = cls(ops, layers, heads)
-        given: Sequence[Any] = past.layers if isinstance(past, Cache) else past
         for mine, theirs in zip(cache.layers, given, strict=True):
             if isinstance(theirs, LayerCache):
                 mine.__dict__.update(vars(theirs))  # arrays are shared: they are replaced, never written to
             else:
-                mine.__dict__.update(zip(vars(mine), (cache._join(array) for array in theirs), strict=False))
+                arrays = cache._joined(theirs, (batch, heads, "length", head_size))
+                mine.__dict__.update(zip(vars(mine), arrays, strict=False))
+        cache._agree((batch, heads * head_size))
         return cache
 
-    def _join(self, array: Any) -> Array:
-        array = np.asarray(array)
-        if array.ndim != 4 or array.shape[1] != self.heads:
-            expected = f"(batch, {self.heads}, length, head size)"
-            raise InputError("past_key_values holds an array of the wrong shape", got=array.shape, expected=expected)
-        batch, heads, length, size = array.shape
-        return self.ops.asarray(array.transpose(0, 2, 1, 3).reshape(batch, length, heads * size))
+    def _joined(self, arrays: Any, shape: tuple[int | str, ...]) -> list[Array]:
+        """Hugging Face's arrays of a layer (B, H, S, d) as ours (B, S, D)."""
+        if not isinstance(arrays, list | tuple) or len(arrays) not in (2, 4):
+            got = f"{len(arrays)} arrays" if isinstance(arrays, list | tuple) else type(arrays).__name__
+            expected = "(key, value), or (key, value, cross key, cross value)"
+            raise InputError("past_key_values holds a layer that is none", got=got, expected=expected)
+        checked = [checks.array("past_key_values", array, shape, "f", self.ops.dtype) for array in arrays]
+        return [self.ops.asarray(x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)) for x in checked]
+
+    def _agree(self, ends: tuple[int, int]) -> None:
+        """Every array must be of this batch and width, and as long as the others of its kind."""
+        for kind, lengths in (("", set[int]()), ("cross_", set[int]())):
+            for layer in self.layers:
+                for array in (getattr(layer, f"{kind}key"), getattr(layer, f"{kind}value")):
+                    if array is not None:
+                        lengths.add(array.shape[1])
+                    if array is not None and ((array.shape[0], array.shape[2]) != ends or len(lengths) > 1):
+                        expected = f"({ends[0]}, {min(lengths)}, {ends[1]}), heads side by side"
+                        message = "past_key_values is of another batch or model"
+                        raise InputError(message, got=tuple(array.shape), expected=expected)
 
     def length(self) -> int:
         """How many tokens it has seen."""
@@ -79,10 +100,6 @@ class Cache:
         """How many of the encoder's states it holds, if any."""
         key = self.layers[0].cross_key if self.layers else None
         return None if key is None else key.shape[1]
-
-    def batch(self) -> int | None:
-        key = self.layers[0].key if self.layers else None
-        return None if key is None else key.shape[0]
 
     def reorder(self, rows: np.ndarray) -> Cache:
         """The cache of other sequences: row i becomes what row ``rows[i]`` was (beam search)."""

@@ -13,14 +13,21 @@ from d2v_ref.errors import InputError
 Shape = tuple[int | str, ...]
 
 
-def array(name: str, value: Any, shape: Shape, kinds: str) -> np.ndarray:
+def anything(name: str, value: Any) -> np.ndarray:
+    """``value`` as a NumPy array of any dtype and shape, for a caller that chooses by its axes what to check next."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:  # rows of different lengths
+        raise InputError(f"{name} is not an array: {error}", expected="rows of one length, or an array") from None
+
+
+def array(name: str, value: Any, shape: Shape, kinds: str, dtype: np.dtype | None = None) -> np.ndarray:
     """``value`` as a NumPy array of one of ``kinds`` (NumPy's letters) whose axes fit ``shape``: a number must match,
     a word may be any length.
+
+    Floating values are converted to ``dtype`` if it is given, and must be finite in it.
     """
-    try:
-        x = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{name} is not an array: {error}", expected=_spell(shape)) from None
+    x = anything(name, value)
     if x.dtype.kind not in kinds:
         wanted = " or ".join(
             word
@@ -34,22 +41,27 @@ def array(name: str, value: Any, shape: Shape, kinds: str) -> np.ndarray:
         raise InputError(f"{name} has the wrong shape", got=x.shape, expected=_spell(shape))
     if x.size == 0:
         raise InputError(f"{name} is empty", got=x.shape, expected="at least one element")
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise InputError(f"{name} is not finite", got=f"{x[where]} at {where}", expected="finite numbers")
-    return x
+    if x.dtype.kind != "f":
+        return x
+    with np.errstate(over="ignore"):
+        converted = x if dtype is None else x.astype(dtype, copy=False)
+    if not np.isfinite(converted).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(converted))[0])
+        expected = f"finite numbers in {converted.dtype}"
+        raise InputError(f"{name} is not finite", got=f"{x[where]} at {where}", expected=expected)
+    return converted
 
 
 def indices(name: str, value: Any, shape: Shape, count: int, hint: str | None = None) -> np.ndarray:
     """Integers 0 ... count - 1, as int64."""
-    x = array(name, value, shape, "iu").astype(np.int64, copy=False)
+    x = array(name, value, shape, "iu")
     outside = (x < 0) | (x >= count)
     if outside.any():
         where = tuple(int(i) for i in np.argwhere(outside)[0])
         raise InputError(
             f"{name} is out of range", got=f"{x[where]} at {where}", expected=f"0 ... {count - 1}", hint=hint
         )
-    return x
+    return x.astype(np.int64, copy=False)
 
 
 def _spell(shape: Shape) -> str:

@@ -40,13 +40,13 @@ class Config:
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
-    def __init__(self, *, num_labels: int | None = None, **values: Any) -> None:
+    def __init__(self, /, *, num_labels: int | None = None, **values: Any) -> None:
         for name, kind in self.fields().items():
             value = values.pop(name, getattr(type(self), name))
             if name == "id2label" and value is not None:
                 value = _label_names(value)
-            if not _fits(value, kind):
-                raise ConfigError(f"{name} has the wrong type", got=repr(value), expected=_spell(kind))
+            if not fits(value, kind):
+                raise ConfigError(f"{name} has the wrong type", got=repr(value), expected=spell(kind))
             setattr(self, name, value)
         self.extra: dict[str, Any] = {name: value for name, value in values.items() if name != "model_type"}
         given = values.get("model_type", self.model_type)
@@ -55,7 +55,9 @@ class Config:
         self._name_labels(num_labels)
         self.validate()
 
-    def _name_labels(self, count: int | None) -> None:
+    def _name_labels(self, count: Any) -> None:
+        if count is not None and not (fits(count, int) and count >= 0):
+            raise ConfigError("num_labels does not serve", got=repr(count), expected="0 or more")
         if self.id2label is None:
             self.id2label = {index: f"LABEL_{index}" for index in range(2 if count is None else count)}
         elif count is not None and count != len(self.id2label):
@@ -104,18 +106,27 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any], **changes: Any) -> Config:
         """A configuration from the contents of a ``config.json``; ``changes`` override it, as in HF's
-        from_pretrained.
+        from_pretrained.  A change of a setting that neither the class nor the file has is a ConfigError.
         """
+        unknown = [name for name in changes if name not in {*cls.fields(), *values, "num_labels"}]
+        if unknown:
+            raise ConfigError(f"{cls.__name__} has no setting of this name", got=", ".join(unknown))
         merged = {**values, **changes}
-        if "num_labels" in changes and "id2label" not in changes:
+        if changes.get("num_labels") is not None and "id2label" not in changes:
             merged.pop("id2label", None)  # the file's names belong to another number of classes
+        if (changes.get("num_labels"), changes.get("id2label")) != (None, None) and "label2id" not in changes:
             merged.pop("label2id", None)
         return cls(**merged)
 
     @classmethod
     def from_json_file(cls, path: str | Path, **changes: Any) -> Config:
         """Read a ``config.json``."""
-        return cls.from_dict(read_config_json(path), **changes)
+        values = read_config_json(path)
+        try:
+            return cls.from_dict(values, **changes)
+        except ConfigError as error:
+            error.path = path
+            raise
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.to_dict() == other.to_dict()
@@ -149,13 +160,13 @@ def _label_names(value: Any) -> dict[int, str]:
     return names
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value out of JSON is of an annotated type: int is not bool, float takes int."""
     origin = typing.get_origin(kind)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(kind))
+        return any(fits(value, option) for option in typing.get_args(kind))
     if origin is list:
-        return isinstance(value, list | tuple) and all(_fits(item, typing.get_args(kind)[0]) for item in value)
+        return isinstance(value, list | tuple) and all(fits(item, typing.get_args(kind)[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict)
     if kind is int:
@@ -165,5 +176,6 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _spell(kind: Any) -> str:
+def spell(kind: Any) -> str:
+    """An annotated type in a message's words."""
     return str(getattr(kind, "__name__", kind) if not typing.get_args(kind) else kind).replace("NoneType", "None")

@@ -28,8 +28,11 @@ class D2VError(Exception):
 
     def __str__(self) -> str:
         text = self.message if self.path is None else f"{self.path}: {self.message}"
+        got = None if self.got is None else str(self.got)
+        if got is not None and len(got) > 300:  # somebody's whole array
+            got = f"{got[:300]} ..."
         details = [
-            f"{word} {value}" for word, value in (("got", self.got), ("expected", self.expected)) if value is not None
+            f"{word} {value}" for word, value in (("got", got), ("expected", self.expected)) if value is not None
         ]
         if details:
             text += f" ({'; '.join(details)})"

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
 from d2v_ref import checks
+from d2v_ref.config import fits, spell
 from d2v_ref.errors import ConfigError, InputError
 from d2v_ref.ops import Ops
 
@@ -55,17 +56,22 @@ class GenerationSettings:
     use_cache: bool = True
 
     def __post_init__(self) -> None:
-        for name, fits, expected in (
+        for name, kind in get_type_hints(type(self)).items():
+            if not fits(getattr(self, name), kind):
+                got = repr(getattr(self, name))
+                raise InputError(f"generate: {name} has the wrong type", got=got, expected=spell(kind))
+        for name, serves, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", self.temperature > 0, "more than 0"),
             ("top_k", self.top_k >= 0, "0 for all, or a number of tokens"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("seed", self.seed >= 0, "0 or more"),
             ("num_beams", self.num_beams >= 1, "1 or more"),
+            ("length_penalty", abs(self.length_penalty) <= 100, "-100 ... 100"),
             ("early_stopping", self.early_stopping in (True, False, "never"), "True, False or 'never'"),
             ("do_sample", not (self.do_sample and self.num_beams > 1), "False with beams: beam search does not sample"),
         ):
-            if not fits:
+            if not serves:
                 raise InputError(f"generate: {name} does not serve", got=getattr(self, name), expected=expected)
         several = 1 if not self.do_sample and self.num_beams == 1 else self.num_beams if self.num_beams > 1 else None
         if self.num_return_sequences < 1 or (several is not None and self.num_return_sequences > several):
@@ -116,9 +122,11 @@ class GenerationMixin:
         decoder = _Decoder(self, input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, chosen)
         config = self.config  # type: ignore[attr-defined]
         ends = config.eos_token_id if eos_token_id is None else eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        ends = np.ravel(checks.anything("eos_token_id", [] if ends is None else ends))
+        if ends.size:
+            ends = checks.indices("eos_token_id", ends, ("tokens",), config.vocab_size)
         search = _beam_search if chosen.num_beams > 1 else _one_by_one
-        return search(decoder, chosen, ends, config.pad_token_id, progress or (lambda _: None))
+        return search(decoder, chosen, ends.tolist(), config.pad_token_id, progress or (lambda _: None))
 
 
 class _Decoder:
@@ -145,14 +153,22 @@ class _Decoder:
             raise InputError("generate: a prompt ends in padding", hint=hint)
         room = config.max_length - self.ids.shape[1]
         if settings.max_new_tokens > room:
-            expected = f"at most {room} new tokens: the model takes {config.max_length} in all"
+            fit = f"at most {room} new tokens" if room > 0 else f"a prompt shorter than its {self.ids.shape[1]} tokens"
+            expected = f"{fit}: the model takes {config.max_length} in all"
             raise InputError("generate: max_new_tokens does not fit", got=settings.max_new_tokens, expected=expected)
         copies = settings.num_beams if settings.num_beams > 1 else settings.num_return_sequences
         self.states, self.states_mask = (
-            None if x is None else np.repeat(np.asarray(x), copies, axis=0) for x in (states, states_mask)
+            None if x is None else self._copies(name, x, copies)
+            for name, x in (("encoder_hidden_states", states), ("encoder_attention_mask", states_mask))
         )
         self.ids, self.mask = np.repeat(self.ids, copies, axis=0), np.repeat(self.mask, copies, axis=0)
         self.cache: Cache | None = None
+
+    def _copies(self, name: str, x: Any, copies: int) -> np.ndarray:
+        x = checks.anything(name, x)
+        if x.shape[:1] != self.ids.shape[:1]:
+            raise InputError(f"{name} has the wrong batch size", got=x.shape, expected=f"({len(self.ids)}, ...)")
+        return np.repeat(x, copies, axis=0)
 
     def logits(self) -> np.ndarray:
         """The next token's scores, (rows, V)."""
@@ -202,15 +218,16 @@ def filtered_log_probs(logits: np.ndarray, settings: GenerationSettings) -> np.n
     """log-probabilities (rows, V) after temperature, top-k (Fan et al. 2018) and top-p (Holtzman et al. 2020), in
     this order; -inf where cut.
     """
-    scores = logits.astype(np.float64) / settings.temperature
+    scores = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # at a tiny temperature all but the most likely become -inf
+        scores = (scores - scores.max(-1, keepdims=True)) / settings.temperature
     order = np.argsort(-scores, axis=-1, kind="stable")
     ranked = np.take_along_axis(scores, order, -1)
     if settings.top_k:
         ranked[:, settings.top_k :] = -np.inf
     if settings.top_p < 1:
         p = np.exp(_ops.log_softmax(ranked))
-        before = np.cumsum(p, axis=-1) - p
-        before[:, 0] = 0  # the most likely token always stays
+        before = np.cumsum(p, axis=-1) - p  # 0 for the most likely token, which always stays
         ranked[before >= settings.top_p] = -np.inf
     np.put_along_axis(scores, order, ranked, -1)
     return _ops.log_softmax(scores)

@@ -29,16 +29,20 @@ def cross_entropy(logits: np.ndarray, labels: Any, ignore_index: int = IGNORED) 
     Returns:
         A scalar; NaN if every label is ignored, as torch has it.
     """
-    count, classes = logits.shape
-    labels = checks.array("labels", labels, (count,), "iu").astype(np.int64)
+    labels = _checked(labels, logits.shape[:1], logits.shape[1], ignore_index)
     counted = labels != ignore_index
-    checks.indices(
-        "labels", np.where(counted, labels, 0), (count,), classes, hint=f"{ignore_index} marks a label to ignore"
-    )
     if not counted.any():
         return np.asarray(np.nan, logits.dtype)
     rows = logits[counted]
     return -_ops.log_softmax(rows)[np.arange(len(rows)), labels[counted]].mean()
+
+
+def _checked(labels: Any, shape: tuple[int, ...], classes: int, ignore_index: int = IGNORED) -> np.ndarray:
+    """Labels of this shape, as int64: 0 ... classes-1 or ``ignore_index``."""
+    labels = checks.array("labels", labels, shape, "iu").astype(np.int64)
+    hint = f"{ignore_index} marks a label to ignore"
+    checks.indices("labels", np.where(labels == ignore_index, 0, labels), shape, classes, hint)
+    return labels
 
 
 def causal_lm_loss(logits: np.ndarray, labels: Any) -> np.ndarray:
@@ -46,7 +50,7 @@ def causal_lm_loss(logits: np.ndarray, labels: Any) -> np.ndarray:
     ForCausalLMLoss).
     """
     batch, length, classes = logits.shape
-    labels = checks.array("labels", labels, (batch, length), "iu").astype(np.int64)
+    labels = _checked(labels, (batch, length), classes)
     shifted = np.concatenate(
         (labels[:, 1:], np.full((batch, 1), IGNORED)), axis=1
     )  # position t predicts the token at t + 1
@@ -55,7 +59,7 @@ def causal_lm_loss(logits: np.ndarray, labels: Any) -> np.ndarray:
 
 def token_loss(logits: np.ndarray, labels: Any) -> np.ndarray:
     """cross_entropy over all positions: logits (B, T, C), labels (B, T)."""
-    labels = checks.array("labels", labels, logits.shape[:2], "iu")
+    labels = _checked(labels, logits.shape[:2], logits.shape[2])
     return cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
 
 
@@ -81,7 +85,7 @@ def sequence_classification_loss(logits: np.ndarray, labels: Any, problem_type: 
         labels: (B,) integers for single-label; (B, C) for multi-label; (B, C), or (B,) if C is 1, for a regression.
     """
     batch, classes = logits.shape
-    labels = np.asarray(labels)
+    labels = checks.anything("labels", labels)
     if problem_type is None:
         integers = labels.dtype.kind in "iu"
         problem_type = (
@@ -95,7 +99,8 @@ def sequence_classification_loss(logits: np.ndarray, labels: Any, problem_type: 
         return cross_entropy(logits, labels.reshape(-1) if labels.shape == (batch, 1) else labels)
     if labels.shape == (batch,) and classes == 1:
         labels = labels[:, None]
-    targets = checks.array(f"labels of a {problem_type}", labels, (batch, classes), "fiub").astype(logits.dtype)
+    name = f"labels ({problem_type})"
+    targets = checks.array(name, labels, (batch, classes), "fiub", logits.dtype).astype(logits.dtype, copy=False)
     return mse_loss(logits, targets) if problem_type == "regression" else bce_with_logits_loss(logits, targets)
 
 
@@ -106,7 +111,7 @@ def question_answering_loss(start_logits: np.ndarray, end_logits: np.ndarray, st
     batch, length = start_logits.shape
     losses = []
     for name, logits, positions in (("start_positions", start_logits, starts), ("end_positions", end_logits, ends)):
-        positions = np.asarray(positions)
+        positions = checks.anything(name, positions)
         if positions.shape not in ((batch,), (batch, 1)):
             raise InputError(f"{name} has the wrong shape", got=positions.shape, expected=f"({batch},)")
         positions = checks.array(name, positions.reshape(-1), (batch,), "iu")

@@ -151,9 +151,10 @@ class PreTrainedModel(Module):
         self._tie(found, report)
         missing = {name: shape for name, shape in shapes.items() if name not in found}
         if missing and init_missing is not None:
-            found.update(synth.weights(missing, init_missing))
+            tied = self.tied_weights if self.config.tie_word_embeddings else {}
+            report.fresh = [name for name in missing if name not in tied]  # two names of one weight are drawn once
+            found.update(synth.weights({name: missing[name] for name in report.fresh}, init_missing))
             self._tie(found, report)
-            report.fresh = list(missing)
         elif missing:
             hint = f"Is {type(self).__name__} the right class? init_missing=SEED draws the missing weights anew"
             raise CheckpointError(

@@ -1,8 +1,8 @@
 """Synthetic weights: the same numbers in every language, from a seed, a name and an index.
 
 A golden that is made of them needs no download: whoever ports a head regenerates the checkpoint from the few lines
-below.  Everything is in unsigned 64-bit integers that wrap, and the last step is exact in float32, so that there is
-nothing to round differently.
+below.  Everything is in unsigned 64-bit integers that wrap, and the last step is a product that is exact in float32, or
+one sum that is rounded to the nearest (even) float32, so that there is nothing to round differently.
 
 Element ``i`` (0, 1, 2, ... in row-major order) of the weight called ``name`` is made in five steps.
 
@@ -16,7 +16,7 @@ Element ``i`` (0, 1, 2, ... in row-major order) of the weight called ``name`` is
                 return z XOR (z >> 31)
 
 4. ``u = ((z >> 40) - 2^23) / 2^23``: the upper 24 bits as a multiple of 2^-23 in [-1, 1).
-5. The weight is, with a power of two for its scale, so that the product is exact:
+5. The weight is, with a power of two for its scale, so that the product is exact and only the sum with 1 rounds:
 
    - two or more axes: ``u * 2^-k``, ``k`` the smallest integer with ``3 * 4^k >= fan_in``, where ``fan_in`` is the
      number of elements of one row (the product of all axes but the first).  The standard deviation 2^-k / sqrt(3) is
@@ -49,8 +49,9 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.nd
 
 def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """The synthetic weight ``name``, float32, as the module's text describes it."""
-    if not 0 <= seed < 1 << 64:
-        raise InputError("the seed is out of range", got=seed, expected="0 ... 2^64 - 1")
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
+        raise InputError("the seed is out of range", got=repr(seed), expected="an integer 0 ... 2^64 - 1")
+    seed = int(seed)
     key = _mix(np.array([_fnv1a(name)], np.uint64) ^ _mix(np.array([(seed + _GOLDEN) & _WORD], np.uint64)))
     out = np.empty(int(np.prod(shape)), np.float32)
     offset, scale = _distribution(name, shape)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from pathlib import Path
 
 from d2v_ref import synth
@@ -11,6 +9,7 @@ from d2v_ref.checkpoints import write_json, write_safetensors
 from d2v_ref.checkpoints.writing import replacing
 from d2v_ref.config import CONFIG_NAME, Config
 from d2v_ref.errors import InputError
+from d2v_ref.folders import new_folder
 from d2v_ref.pretrained import WEIGHTS_NAME, PreTrainedModel, saved_config
 from d2v_ref.processing.tokenizer import byte_level_tokenizer
 
@@ -29,23 +28,15 @@ def write_checkpoint(
 
     The tokenizer is byte-level: any text encodes, and every id stands for one byte or two.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise InputError("exists already", path=folder, hint="Choose another folder, or remove this one")
+    if size not in cls.config_class.sizes:
+        raise InputError("unknown size", got=repr(size), expected=" or ".join(cls.config_class.sizes))
     config = cls.config_class(**cls.config_class.sizes[size], **cls.needs, num_labels=num_labels)
     model = cls(config)
     tied = cls.tied_weights if config.tie_word_embeddings else {}
     shapes = {name: value.shape for name, _, _, value in model.named_parameters() if name not in tied}
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(folder) as temporary:
         write_safetensors(temporary / WEIGHTS_NAME, synth.weights(shapes, seed))
         with replacing(temporary / "tokenizer.json") as file:
             file.write_text(byte_level_tokenizer(config.vocab_size), encoding="utf-8")  # type: ignore[attr-defined]
         write_json(temporary / CONFIG_NAME, saved_config(cls, config, "float32"))
-        temporary.rename(folder)
-    except OSError as error:
-        raise InputError(f"can't be written: {error.strerror}", path=folder) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return config

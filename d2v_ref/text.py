@@ -682,9 +682,10 @@ class Data2VecTextForMultipleChoice(_TextModelWithHead):
         **options: Any,
     ) -> MultipleChoiceModelOutput:
         """As Data2VecTextModel, every argument (B, choices, ...); ``labels`` (B,) the right choice."""
-        given = input_ids if input_ids is not None else inputs_embeds
-        shape = () if given is None else checks.anything("the input", given).shape
-        if len(shape) != (3 if input_ids is not None else 4) or 0 in shape:
+        name, axes = ("inputs_embeds", 4) if input_ids is None else ("input_ids", 3)
+        given = inputs_embeds if input_ids is None else input_ids
+        shape = () if given is None else checks.anything(name, given).shape
+        if len(shape) != axes or 0 in shape:
             expected = "(batch, choices, tokens[, hidden_size])"
             raise InputError("multiple choice needs an axis of choices", got=shape or given, expected=expected)
         batch, choices = shape[:2]

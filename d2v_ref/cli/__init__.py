@@ -1,12 +1,16 @@
 """The ``d2v-ref`` command.
 
-Exit codes: 0 done, 1 a comparison failed, 2 a wrong input or use, 3 something that this machine lacks.
+Exit codes: 0 done, 1 a comparison failed, 2 a wrong input or use, 3 something that this machine lacks; 130 and 141, as
+the shell has it, if the user or the reader of the output broke off.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -19,7 +23,38 @@ from d2v_ref.cli.which import backends
 from d2v_ref.errors import D2VError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """The commands; every error of theirs becomes one line and its exit code."""
+
+    def invoke(self, context: click.Context) -> None:
+        try:
+            super().invoke(context)
+            return
+        except D2VError as error:
+            code = say_error(error)
+        except KeyboardInterrupt:
+            click.echo(err=True)  # the terminal has shown ^C
+            code = 130
+        except BrokenPipeError:  # of `d2v-ref ... | head`
+            _drop_output()
+            code = 141
+        except OSError as error:  # what nobody else can see coming: a full disk behind standard output
+            _drop_output()
+            say_error(D2VError(f"the system refuses: {error.strerror}", path=error.filename))
+            code = 3
+        except MemoryError:
+            say_error(D2VError("the memory does not suffice", hint="Give shorter texts, or fewer at a time"))
+            code = 3
+        context.exit(code)
+
+
+def _drop_output() -> None:
+    """Have what is still to be written to standard output go nowhere, so that Python's exit does not fail on it."""
+    with suppress(io.UnsupportedOperation):  # no file, so nothing fails
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(d2v_ref.__version__, prog_name="d2v-ref")
 def cli() -> None:
     """Data2Vec models in NumPy: run them, record what they compute, hold other implementations against it."""
@@ -30,9 +65,7 @@ for command in (run, golden, synth, backends):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; every D2VError becomes one line and its exit code."""
-    try:
-        cli.main(arguments, prog_name="d2v-ref", standalone_mode=True)
-    except D2VError as error:
-        say_error(error)
-        sys.exit(error.exit_code)
+    """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+    cli.main(arguments, prog_name="d2v-ref")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,40 +18,81 @@ from d2v_ref.errors import D2VError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-
-def say_error(error: D2VError) -> None:
-    """The one line of an error, on standard error."""
-    click.echo(f"d2v-ref: {click.style('error', fg='red', bold=True)}: {error}", err=True)
+# One word with such an ending is meant as a file: if there is none, a typing error would otherwise be run as a text.
+_FILE_NAME = re.compile(r"\S+\.(txt|text|md|csv|tsv|json|jsonl|npz|safetensors)", re.IGNORECASE)
 
 
-def load_options(command: Command) -> Command:
+class Option(click.Option):
+    """An option that says under which heading of the help it goes, or which tasks it is for."""
+
+    def __init__(self, *args: Any, section: str | None = None, tasks: Sequence[str] = (), **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.tasks = tasks
+        self.section = section or (f"For {', '.join(tasks)}" if tasks else "Options")
+
+
+class SectionedCommand(click.Command):
+    """A command with more options than one list of them can show."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if row is not None:  # None for an argument, which the usage line shows
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def load_options(dtype: str | None = "float32") -> Callable[[Command], Command]:
     """Where a model comes from and who computes: the options of every command that loads one."""
-    for option in reversed(
-        (
-            click.option("--backend", default="numpy", show_default=True, help="Who computes; see `d2v-ref backends`."),
-            click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Of the computation. [float32]"),
-            click.option("--revision", help="Branch, tag or commit of a hub id."),
-            click.option("--cache-dir", type=click.Path(path_type=Path), help="huggingface_hub's cache."),
-            click.option("--local-files-only", is_flag=True, help="Download nothing."),
-        )
-    ):
-        command = option(command)
-    return command
+    option = partial(click.option, cls=Option, section="Loading")
+    dtypes = click.Choice(["float32", "float64"])
+    options = (
+        option("--backend", metavar="NAME", default="numpy", show_default=True, help="See `d2v-ref backends`."),
+        option(
+            "--dtype",
+            type=dtypes,
+            default=dtype,
+            show_default=dtype is not None or "the recorded one",
+            help="To compute in.",
+        ),
+        option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id."),
+        option("--cache-dir", metavar="FOLDER", type=click.Path(path_type=Path), help="huggingface_hub's cache."),
+        option("--local-files-only", is_flag=True, help="Download nothing."),
+    )
+
+    def decorate(command: Command) -> Command:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return decorate
 
 
-def read_texts(inputs: tuple[str, ...]) -> list[str]:
+def say_error(error: D2VError) -> int:
+    """The one line of an error, on standard error, and the exit code."""
+    click.echo(f"d2v-ref: {click.style('error', fg='red', bold=True)}: {visible(str(error))}", err=True)
+    return error.exit_code
+
+
+def read_texts(inputs: Sequence[str]) -> list[str]:
     """The texts that INPUT... names: texts, files with one text a line, and standard input for "-" or for nothing."""
     texts: list[str] = []
     for given in inputs or ("-",):
         if given == "-":
-            if not inputs and sys.stdin.isatty():
-                raise InputError("no text was given", hint="Give a text, a file, or - for standard input")
-            texts += _lines(sys.stdin.buffer.read(), "standard input")
+            texts += _lines(_standard_input(waiting=not inputs), "standard input")
         elif is_file(given):
             texts += _lines(read_bytes(Path(given)), given)
         else:
             texts.append(given)
     return texts
+
+
+def is_one_text(inputs: Sequence[str]) -> bool:
+    """Whether INPUT... is one text itself, which has an answer; a file has a list of them, be it of one line."""
+    return len(inputs) == 1 and inputs[0] != "-" and not is_file(inputs[0])
 
 
 def read_whole(given: str) -> str:
@@ -58,11 +101,14 @@ def read_whole(given: str) -> str:
 
 
 def is_file(given: str) -> bool:
-    """Whether an argument names a file; a text may be too long or hold what no name can."""
-    try:
-        return os.path.isfile(given)
-    except (OSError, ValueError):
-        return False
+    """Whether an argument is a file or a text; what was meant as a file and is none is an InputError."""
+    hint = "If it is the text itself, give it on standard input"
+    exists = os.path.exists(given)  # a pipe too, of `<(command)`; False for what no name can be
+    if os.path.isdir(given):
+        raise InputError("is a folder", path=given, expected="a text or a file", hint=hint)
+    if not exists and _FILE_NAME.fullmatch(given):
+        raise InputError("there is no such file", path=given, hint=hint)
+    return exists
 
 
 def read_bytes(path: Path) -> bytes:
@@ -72,8 +118,18 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"can't be read: {error.strerror}", path=path) from None
 
 
+def _standard_input(waiting: bool) -> bytes:
+    if sys.stdin is None or (waiting and sys.stdin.isatty()):
+        raise InputError("no text was given", hint="Give a text, a file, or - for standard input")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError(f"can't be read: {error.strerror}", path="standard input") from None
+
+
 def _lines(data: bytes, name: str) -> list[str]:
-    lines = [line for line in _decode(data, name).splitlines() if line.strip()]
+    text = _decode(data, name).replace("\r\n", "\n").replace("\r", "\n")
+    lines = [line for line in text.split("\n") if line.strip()]  # str.splitlines would split at U+2028 and others too
     if not lines:
         raise InputError("the text is empty", path=name, expected="one text a line")
     return lines
@@ -108,5 +164,5 @@ def visible(text: str) -> str:
 
 
 def say_json(value: Any) -> None:
-    """A result as JSON: NumPy's arrays and numbers as lists and numbers."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=lambda x: x.tolist()))
+    """A result as JSON: NumPy's arrays and numbers as lists and numbers, letters beyond ASCII as escapes."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False, default=lambda x: x.tolist()))

@@ -2,62 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from d2v_ref.cli.common import is_file, load_options, read_texts, say_json
+from d2v_ref.cli.common import SectionedCommand, is_file, load_options, progress, read_texts, say_json, visible
 from d2v_ref.errors import InputError
 
 ARRAYS = (".npz", ".safetensors")
 
 
-@click.group()
+@click.group(short_help="Record what a model computes; check a run against a record.")
 def golden() -> None:
     """Golden outputs: every module's output, to hold other implementations against."""
 
 
-@golden.command()
+@golden.command(cls=SectionedCommand, short_help="Write every module's output to a bundle.")
 @click.argument("model")
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1)
-@click.option("-o", "--output", "bundle", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-@click.option("--class", "class_name", help="The model's class.  [the one that config.json names]")
-@click.option("--attentions", is_flag=True, help="Return the attentions among the outputs as well.")
-@load_options
+@click.option(
+    "-o",
+    "--output",
+    "bundle",
+    required=True,
+    metavar="BUNDLE",
+    type=click.Path(path_type=Path),
+    help="Folder to write.",
+)
+@click.option("--class", "class_name", metavar="CLASS", show_default="as in config.json", help="The model's class.")
+@load_options()
 def record(
-    model: str,
-    inputs: tuple[str, ...],
-    bundle: Path,
-    class_name: str | None,
-    attentions: bool,
-    backend: str,
-    dtype: str | None,
-    **where: Any,
+    model: str, inputs: tuple[str, ...], bundle: Path, class_name: str | None, backend: str, dtype: str, **where: Any
 ) -> None:
-    """Run MODEL on INPUT once and write every module's output to a bundle.
+    """Run MODEL on INPUT and write every module's output to a bundle.
 
     INPUT is a text, several (a batch; the choices of a multiple-choice model), a file with one text a line, - for
     standard input, or an .npz or .safetensors file with the arrays of the forward pass by Hugging Face's names.
+
+    \b
+    d2v-ref golden record my-model "A text." -o my-bundle
+    d2v-ref golden record my-model input_ids.npz -o my-bundle
     """
     from d2v_ref import golden as goldens
     from d2v_ref.auto import architecture, model_class
     from d2v_ref.checkpoints import resolve
 
-    if bundle.exists():
-        raise InputError("exists already", path=bundle, hint="Choose another folder, or remove this one")
     folder = resolve(model, **where)
     cls = model_class(class_name or architecture(folder))
-    loaded = cls.from_pretrained(folder, backend=backend, dtype=dtype or "float32")
+    loaded = cls.from_pretrained(folder, backend=backend, dtype=dtype)
     arrays = _arrays(inputs, folder, loaded)
-    arguments = {"output_attentions": True} if attentions else {}
-    made = goldens.record(loaded, arrays, bundle, name=model, folder=folder, arguments=arguments)
+    with progress("golden record", goldens.RUNS) as advance:
+        made = goldens.record(loaded, arrays, bundle, name=model, folder=folder, progress=advance)
     size = sum(array.nbytes for array in made.taps.values())
-    click.echo(f"{bundle}: {len(made.taps)} outputs of {cls.__name__}, {size / 1e6:.1f} MB")
+    click.echo(f"{visible(str(bundle))}: {len(made.taps)} outputs of {cls.__name__}, {size / 1e6:.1f} MB")
+    strange = [tap["name"] for tap in made.manifest["taps"] if not tap["finite"]]
+    if strange:
+        click.echo(f"{len(strange)} of them hold NaN or infinity, the first is {strange[0]}", err=True)
 
 
 def _arrays(inputs: tuple[str, ...], folder: Path, model: Any) -> dict[str, Any]:
-    if len(inputs) == 1 and is_file(inputs[0]) and inputs[0].endswith(ARRAYS):
+    if len(inputs) == 1 and inputs[0].endswith(ARRAYS) and is_file(inputs[0]):
         return _read_arrays(Path(inputs[0]))
     from d2v_ref.processing import TextTokenizer
 
@@ -73,46 +79,77 @@ def _read_arrays(path: Path) -> dict[str, Any]:
         from d2v_ref.checkpoints import read_safetensors
 
         return {name: tensor.numpy() for name, tensor in read_safetensors(path).items()}
+    return _read_npz(path)
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    import tokenize
     import zipfile
+    import zlib
 
-    import numpy as np
+    from numpy.lib.format import read_array
 
+    # What zipfile and NumPy raise for an archive, a member or the header of an array that is damaged or untrue.
+    damaged = (
+        zipfile.BadZipFile,
+        zlib.error,
+        SyntaxError,
+        tokenize.TokenError,
+        RuntimeError,
+        MemoryError,
+        OverflowError,
+    )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"can't be read as .npz: {error}", path=path, expected="arrays written by numpy.savez"
-        ) from None
+        with zipfile.ZipFile(path) as file:
+            return {
+                name.removesuffix(".npy"): read_array(file.open(name), allow_pickle=False) for name in file.namelist()
+            }
+    except (OSError, EOFError, ValueError, *damaged) as error:
+        expected = "arrays of numbers, written by numpy.savez"
+        raise InputError(f"can't be read as .npz: {error}", path=path, expected=expected) from None
 
 
-@golden.command()
+@golden.command(cls=SectionedCommand, short_help="Run a bundle again and name the first output that differs.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--model", help="Folder or hub id of the checkpoint.  [as it was recorded]")
+@click.option("--model", metavar="MODEL", show_default="as it was recorded", help="Folder or hub id of the checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--all", "everything", is_flag=True, help="Print every output, not only those that differ.")
-@load_options
+@load_options(dtype=None)
+@click.pass_context
 def check(
-    bundle: Path, model: str | None, as_json: bool, everything: bool, backend: str, dtype: str | None, **where: Any
+    ctx: click.Context,
+    bundle: Path,
+    model: str | None,
+    as_json: bool,
+    everything: bool,
+    backend: str,
+    dtype: str | None,
+    **where: Any,
 ) -> None:
-    """Run a BUNDLE's model again and name the first output that differs.  Exit code 1 if one does."""
-    import sys
-    from dataclasses import asdict
+    """Run a BUNDLE's model again and name the first output that differs.  Exit code 1 if one does.
 
+    Outputs marked (fused) are of a second run, which nobody records: there a backend may fuse operations.
+    """
     from d2v_ref import golden as goldens
 
     report = goldens.check(bundle, model=model, backend=backend, dtype=dtype, **where)
     if as_json:
         first = None if report.first is None else report.first.name
         say_json({"passed": report.passed, "first": first, "rows": [asdict(row) for row in report.rows]})
-        sys.exit(not report.passed)
+    else:
+        _say_report(report, everything)
+    ctx.exit(0 if report.passed else 1)
+
+
+def _say_report(report: Any, everything: bool) -> None:
+    from d2v_ref.golden import PASSED
+
+    passed = [row for row in report.rows if row.status == PASSED]
     for row in report.rows:
-        if everything or row.status != goldens.PASSED:
-            error = "" if row.error is None else f"error {row.error:.2e}, allowed {row.tolerance:.2e}"
-            click.echo(f"{row.status:8} {row.name or '(model)'}  {error}  {row.reason}".rstrip())
-    passed = sum(row.status == goldens.PASSED for row in report.rows)
-    click.echo(f"{passed} of {len(report.rows)} outputs passed")
+        if everything or row.status != PASSED:
+            error = "" if row.error is None else f"  error {row.error:.2e}, allowed {row.tolerance:.2e}"
+            click.echo(visible(f"{row.status:8} {row.name}{error}  {row.reason}".rstrip()))
+    click.echo(f"{len(passed)} of {len(report.rows)} outputs passed")
     if report.first is not None:
         at = "" if report.first.where is None else f", at {report.first.where}"
-        click.echo(f"the first that differs: {report.first.name} ({report.first.module}){at}")
-    sys.exit(not report.passed)
+        click.echo(visible(f"the first that differs: {report.first.name} ({report.first.module}){at}"))

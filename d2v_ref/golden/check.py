@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import numpy as np
 
 from d2v_ref.auto import model_class
 from d2v_ref.checkpoints import resolve
-from d2v_ref.errors import CheckpointError, InputError
-from d2v_ref.golden.bundle import Bundle, read_bundle
+from d2v_ref.config import Config
+from d2v_ref.errors import CheckpointError, ConfigError, InputError
+from d2v_ref.golden.arguments import forward_arguments
+from d2v_ref.golden.bundle import MANIFEST, Bundle, read_bundle
 from d2v_ref.golden.recording import fingerprints
 from d2v_ref.ops import Ops
+from d2v_ref.pretrained import PreTrainedModel
 
 PASSED, FAILED, MISSING = "passed", "failed", "missing"
 
@@ -33,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, in the order of computation."""
+    """All rows, in the order of computation; then the outputs of a run that was not recorded."""
 
     rows: list[Row]
 
@@ -58,35 +61,70 @@ def check(
 ) -> Report:
     """Run a bundle's model again on its inputs and compare everything that it recorded.
 
+    It runs twice: recorded, where every module's output can be seen, and as it would for anybody else, where a backend
+    may fuse operations and only the outputs can be seen; these are the rows "#logits (fused)".
+
     Args:
         bundle: a folder that ``record`` wrote.
-        model: where the checkpoint is; where it was when it was recorded if None.  Its weights must be the recorded ones.
+        model: where the checkpoint is; None for the recorded place.  Its weights must be the recorded ones.
         backend: who computes.
-        dtype: the recorded one if None; a float64 golden's tolerances hold in float64 only.
+        dtype: the recorded one if None; a float64 bundle's tolerances hold in float64 only.
         where: revision, cache_dir, local_files_only and token of the hub.
     """
     golden = read_bundle(bundle)
+    recorded = golden.manifest["dtype"]
+    folder = _checkpoint(golden, model, where)
+    _same_weights(folder, golden.manifest["model"]["weights"])
+    cls, config = _model(golden)
+    loaded = cls.from_pretrained(folder, config=config, backend=backend, dtype=dtype or recorded)
+    if recorded == "float64" != str(loaded.ops.dtype):
+        hint = "Check it in float64, or record a bundle in float32"
+        raise InputError("was recorded in float64", path=golden.folder, got=f"a run in {loaded.ops.dtype}", hint=hint)
+    given = forward_arguments(loaded, golden.inputs, golden.manifest["arguments"])
+    with np.errstate(all="ignore"):  # a number that isn't finite is compared like any other
+        _, taps = loaded.record(**given)
+        out = loaded(**given, return_dict=True)
+    fused = compare(golden, {f"#{name}": value for name, value in out.items()}).rows
+    return Report(compare(golden, taps).rows + [_unrecorded(row) for row in fused if row.name.startswith("#")])
+
+
+def _model(golden: Bundle) -> tuple[type[PreTrainedModel], Config]:
+    """The class and the configuration that the manifest names."""
+    facts = golden.manifest["model"]
     try:
-        facts = golden.manifest["model"]
-        name, class_name, config, weights = model or facts["name"], facts["class"], facts["config"], facts["weights"]
-        dtype, arguments = dtype or golden.manifest["dtype"], golden.manifest["arguments"]
-    except (TypeError, KeyError) as error:
-        raise InputError(f"its manifest is damaged: {error}", path=golden.folder, hint="Record it again") from None
-    folder = resolve(name, **where)
-    _same_weights(folder, weights)
-    cls = model_class(class_name)
-    loaded = cls.from_pretrained(folder, config=cls.config_class.from_dict(config), backend=backend, dtype=dtype)
-    _, taps = loaded.record(**golden.inputs, **arguments)
-    return compare(golden, taps)
+        cls = model_class(facts["class"])
+        return cls, cls.config_class.from_dict(facts["config"])
+    except ConfigError as error:
+        error.path = golden.folder / MANIFEST
+        raise
+
+
+def _checkpoint(golden: Bundle, model: str | Path | None, where: dict[str, Any]) -> Path:
+    """Where the checkpoint is now."""
+    if model is not None:
+        return resolve(model, **where)
+    name = golden.manifest["model"]["name"]
+    try:
+        return resolve(name, **where)
+    except CheckpointError as error:
+        hint = "Say where the checkpoint of the bundle is now: --model (model=)"
+        raise type(error)(error.message, path=error.path, got=error.got, expected=error.expected, hint=hint) from None
 
 
 def _same_weights(folder: Path, recorded: list[dict[str, Any]]) -> None:
-    for now, then in zip(fingerprints(folder), recorded, strict=False):
-        if now["sha256"] != then["sha256"]:
-            hint = "Check against the checkpoint that was recorded (--model), or record a new bundle"
-            raise CheckpointError(
-                "these are not the weights that the bundle was made of", path=folder / now["name"], hint=hint
-            )
+    found = fingerprints(folder)
+    if [file["sha256"] for file in found] != [file["sha256"] for file in recorded]:
+        raise CheckpointError(
+            "these are not the weights that the bundle was made of",
+            path=folder,
+            got=", ".join(f"{file['name']} of {file['bytes']} bytes" for file in found),
+            hint="Check against the checkpoint that was recorded (--model, --revision), or record a new bundle",
+        )
+
+
+def _unrecorded(row: Row) -> Row:
+    """The row of an output of a run that nobody records: there a backend may fuse what a recorded run keeps apart."""
+    return replace(row, name=f"{row.name} (fused)")
 
 
 def compare(golden: Bundle, taps: dict[str, np.ndarray]) -> Report:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import shutil
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import d2v_ref
+from d2v_ref import checks
 from d2v_ref.checkpoints import weight_files, write_json, write_safetensors
-from d2v_ref.errors import InputError
-from d2v_ref.golden.bounds import tolerances
+from d2v_ref.folders import new_folder
+from d2v_ref.golden.arguments import forward_arguments
+from d2v_ref.golden.bounds import PROBES, tolerances
 from d2v_ref.golden.bundle import FORMAT, INPUTS, MANIFEST, TAPS, VERSION, Bundle, describe, read_bundle
 from d2v_ref.ops import Ops
 from d2v_ref.pretrained import PreTrainedModel
+
+Progress = Callable[[int], None]
+
+RUNS = 2 + PROBES  # the recorded one, the exact one, and those with random errors
 
 
 def record(
@@ -28,69 +33,69 @@ def record(
     name: str | Path,
     folder: Path,
     arguments: dict[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
-    """Run a model once and write a bundle of what every module computes.
+    """Run a model and write a bundle of what every module computes.
 
     Args:
         model: what to run.
-        inputs: arrays, by the names of the forward pass's arguments.
+        inputs: arrays, by the names of the forward pass's arguments (``golden/arguments.py``).
         bundle: the folder to write; it must not exist.  It appears whole or not at all.
         name: what the model is called: a hub id or a path.
         folder: where its weights lie, for their hashes.
-        arguments: further arguments of the forward pass, such as output_attentions.
+        arguments: further arguments of the forward pass, such as use_cache.
+        progress: called with 1 after each of ``RUNS`` runs: one is recorded, the others are for the tolerances.
     """
-    target = Path(bundle)
-    if target.exists():
-        raise InputError("exists already", path=target, hint="Choose another folder, or remove this one")
-    arguments = arguments or {}
-    arrays = {key: np.asarray(value) for key, value in inputs.items()}
-    _, taps = model.record(**arrays, **arguments)
-    manifest = {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "model": {
-            "name": str(name),
-            "class": type(model).__name__,
-            "config": model.config.to_dict(),
-            "weights": fingerprints(folder),
-        },
-        "dtype": str(model.ops.dtype),
-        "backend": {"name": model.ops.name, "overrides": model.ops.overrides()},
-        "environment": environment(),
-        "arguments": arguments,
-        "inputs": describe(arrays),
-        "taps": _describe_taps(model, arrays, arguments, taps),
-    }
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    flags = arguments or {}
+    arrays = {key: checks.anything(key, value) for key, value in inputs.items()}
+    given = forward_arguments(model, arrays, flags)
+
+    def taps_of(runner: PreTrainedModel) -> dict[str, np.ndarray]:
+        taps = runner.record(**given)[1]
+        if progress is not None:
+            progress(1)
+        return taps
+
+    def run(ops: Ops) -> dict[str, np.ndarray]:
+        return taps_of(model.with_ops(ops))
+
+    with new_folder(bundle) as temporary, np.errstate(all="ignore"):  # the manifest says what isn't finite
+        taps = taps_of(model)
+        allowed = tolerances(run, run(Ops("float64")), str(model.ops.dtype))
+        manifest = {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "model": {
+                "name": str(name),
+                "class": type(model).__name__,
+                "config": model.config.to_dict(),
+                "weights": fingerprints(folder),
+            },
+            "dtype": str(model.ops.dtype),
+            "backend": {"name": model.ops.name, "overrides": model.ops.overrides()},
+            "environment": environment(),
+            "arguments": flags,
+            "inputs": [describe(key, array) for key, array in arrays.items()],
+            "taps": _describe_taps(model, taps, allowed),
+        }
         write_safetensors(temporary / INPUTS, arrays, None)
         write_safetensors(temporary / TAPS, taps, None)
         write_json(temporary / MANIFEST, manifest)
-        temporary.rename(target)
-    except OSError as error:
-        raise InputError(f"can't be written: {error.strerror}", path=target) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return read_bundle(target)
+    return read_bundle(bundle)
 
 
 def _describe_taps(
-    model: PreTrainedModel, inputs: dict[str, Any], arguments: dict[str, Any], taps: dict[str, np.ndarray]
+    model: PreTrainedModel, taps: dict[str, np.ndarray], allowed: dict[str, float]
 ) -> list[dict[str, Any]]:
-    def run(ops: Ops) -> dict[str, np.ndarray]:
-        return model.with_ops(ops).record(**inputs, **arguments)[1]
-
-    allowed = tolerances(run, run(Ops("float64")), str(model.ops.dtype))
     classes = {path: type(module).__name__ for path, module in model.named_modules()}
     return [
         {
-            **entry,
-            "module": classes[entry["name"].partition("#")[0]],
-            "finite": bool(np.isfinite(taps[entry["name"]]).all()),
-            "tolerance": allowed[entry["name"]],
+            **describe(name, array),
+            "module": classes[name.partition("#")[0]],
+            "finite": bool(np.isfinite(array).all()),
+            "tolerance": allowed[name],
         }
-        for entry in describe(taps)
+        for name, array in taps.items()
     ]
 
 

@@ -89,6 +89,8 @@ class Ops:
 
     def activation(self, name: str, x: Array) -> Array:
         """One of ``ACTIVATIONS``, by Hugging Face's name."""
+        if name not in ACTIVATIONS:
+            raise InputError("activation: no such activation", got=name, expected=", ".join(ACTIVATIONS))
         return getattr(self, ACTIVATIONS[name])(x)
 
     def identity(self, x: Array) -> Array:
@@ -175,6 +177,8 @@ class Ops:
 
     def embedding(self, ids: np.ndarray, weight: Array) -> Array:
         """Row ids[...] of weight (V, D) -> (..., D).  Ids outside 0 ... V-1 are an InputError."""
+        if ids.dtype.kind not in "iu":  # NumPy would take booleans for a choice of rows
+            raise InputError("embedding: ids are integers", got=ids.dtype, expected="an integer dtype")
         if ids.size and (ids.min() < 0 or ids.max() >= weight.shape[0]):
             got = f"{ids.min()} ... {ids.max()}"
             raise InputError(
@@ -186,10 +190,14 @@ class Ops:
         self, x: Array, weight: Array, bias: Array = None, activation: str | None = None, residual: Array = None
     ) -> Array:
         """residual + activation(x W^T + b).  x (..., K), weight (N, K), bias (N,), residual (..., N) -> (..., N)."""
-        if x.shape[-1] != weight.shape[1]:
+        if x.shape[-1:] != weight.shape[1:]:
             raise InputError(
                 "linear: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[1]})"
             )
+        out = (*x.shape[:-1], weight.shape[0])
+        for what, other, shape in (("bias", bias, out[-1:]), ("residual", residual, out)):
+            if other is not None and other.shape != shape:
+                raise InputError(f"linear: the {what} does not fit the output", got=other.shape, expected=shape)
         y = x @ weight.T
         if bias is not None:
             y = y + bias
@@ -258,6 +266,11 @@ class Ops:
         Returns:
             The context (B, T, D), and the probabilities (B, H, T, S), or None where they are not wanted.
         """
+        _check_heads("attention", heads, q, k, v)
+        full = (q.shape[0], heads, q.shape[1], k.shape[1])
+        for what, x in (("mask", mask), ("bias", bias), ("head_mask", head_mask)):
+            if x is not None and not _broadcasts(x.shape, full):
+                raise InputError(f"attention: the {what} does not fit the scores", got=x.shape, expected=full)
         q, k, v = (self.split_heads(x, heads) for x in (q, k, v))
         scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, T, S)
         if bias is not None:
@@ -288,6 +301,10 @@ class Ops:
         Returns:
             (B, H, T, S).
         """
+        _check_heads("relative_key_bias", heads, q, k)
+        if weight.shape[1:] != (q.shape[2] // heads,):
+            expected = f"(2 P - 1, {q.shape[2] // heads})"
+            raise InputError("relative_key_bias: the table does not fit the heads", got=weight.shape, expected=expected)
         q, k = self.split_heads(q, heads), self.split_heads(k, heads)
         length, keys = q.shape[2], k.shape[2]
         query_positions = np.arange(keys - length, keys)[:, None]
@@ -303,3 +320,20 @@ class Ops:
         """The operations that a backend computes itself; the rest are the definitions above."""
         methods = [name for name, value in vars(Ops).items() if inspect.isfunction(value) and not name.startswith("_")]
         return sorted(name for name in methods if getattr(cls, name) is not getattr(Ops, name))
+
+
+def _check_heads(operation: str, heads: int, q: Array, *others: Array) -> None:
+    """q (B, T, D) and keys and values (B, S, D), with a D that divides among the heads."""
+    if q.ndim != 3 or q.shape[2] % heads:
+        expected = f"(B, T, a multiple of {heads} heads)"
+        raise InputError(f"{operation}: the queries do not divide among the heads", got=q.shape, expected=expected)
+    for x in others:
+        if x.ndim != 3 or x.shape != (q.shape[0], others[0].shape[1], q.shape[2]):
+            expected = f"({q.shape[0]}, S, {q.shape[2]})"
+            raise InputError(f"{operation}: the keys or values do not fit the queries", got=x.shape, expected=expected)
+
+
+def _broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether an array of this shape broadcasts to one of exactly the full shape."""
+    ends = full[len(full) - len(shape) :]
+    return len(shape) <= len(full) and all(mine in (1, theirs) for mine, theirs in zip(shape, ends, strict=True))

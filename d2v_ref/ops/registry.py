@@ -34,9 +34,10 @@ def _load(name: str) -> type[Ops]:
         raise BackendError(f"no backend is called {name!r}", expected=" or ".join([Ops.name, *sorted(found)]))
     try:
         backend = found[name].load()
-    except ImportError as error:
+    except Exception as error:  # a third party's import may fail in any way: no driver, no such attribute
         hint = f"Install what it needs: pip install 'd2v-ref[{name}]' if the backend is one of ours"
-        raise BackendError(f"backend {name} can't be imported here: {error}", hint=hint) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise BackendError(f"backend {name} can't be imported here: {reason}", hint=hint) from None
     if not (isinstance(backend, type) and issubclass(backend, Ops)):
         raise BackendError(
             f"backend {name} is not a backend", got=found[name].value, expected="a subclass of d2v_ref.ops.Ops"
