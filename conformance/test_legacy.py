@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from conformance.compare import compare, flatten
+from conformance.conftest import Tally
 from d2v_ref.auto import model_class
 from d2v_ref.checkpoints import read_safetensors, read_safetensors_metadata
 from d2v_ref.errors import ConformanceError
@@ -74,7 +75,8 @@ def test_golden(path: Path, tally: dict[str, Any]) -> None:
             got[f"attentions.{layer}"] = got[f"attentions.{layer}"][:, kept]
     if facts["case"] in DIFFERENT[f"transformers {facts['transformers_version']}"]:
         with pytest.raises(ConformanceError, match="differs"):
-            compare(got, want, EXACT, tally["known defects of transformers 4, not copied"])
+            compare(got, want, EXACT, Tally())
+        tally["known defects of transformers 4, not copied"].cases += 1
         return
     if "loss" in want and want["loss"].dtype == np.float32:
         compare(

@@ -24,7 +24,7 @@ def in_dtype(inputs: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", draws.TEXT_HEADS)
 def test_every_module_in_float64(name: str, tally: dict[str, Any]) -> None:
-    @settings(max_examples=80)
+    @settings(max_examples=150)
     @given(case=draws.text_cases(name))
     def check(case: Any) -> None:
         config, inputs, seed = case
@@ -43,7 +43,7 @@ def test_every_module_in_float64(name: str, tally: dict[str, Any]) -> None:
 def test_float32_within_the_derived_bound(name: str, tally: dict[str, Any]) -> None:
     """An array's bound is computed from the operations' error bounds (d2v_ref/golden/bounds.py)."""
 
-    @settings(max_examples=40)
+    @settings(max_examples=60)
     @given(case=draws.text_cases(name))
     def check(case: Any) -> None:
         config, inputs, seed = case

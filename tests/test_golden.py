@@ -1,0 +1,573 @@
+"""Golden bundles: every class records and checks, a planted fault is named, a damaged bundle is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cli import d2v, disk, refused
+from text_models import CHOICE, CLASSES
+
+from d2v_ref import golden
+from d2v_ref.auto import load, model_class
+from d2v_ref.checkpoints import read_safetensors, write_safetensors
+from d2v_ref.errors import D2VError, InputError
+from d2v_ref.golden import recording
+from d2v_ref.ops import Ops, registry
+from d2v_ref.synthesis import write_checkpoint
+
+ROOT = Path(__file__).parents[1]
+MASKED, CAUSAL, BARE = "Data2VecTextForMaskedLM", "Data2VecTextForCausalLM", "Data2VecTextModel"
+IDS = np.array([[0, 9, 8, 7, 2], [0, 5, 2, 1, 1]])
+MASK = (IDS != 1).astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name in CLASSES:
+        write_checkpoint(model_class(name), "tiny", 4, root / name)
+    return {name: root / name for name in CLASSES}
+
+
+@pytest.fixture(scope="session")
+def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle of every class, of two texts of different lengths."""
+    root = tmp_path_factory.mktemp("bundles")
+    for name, folder in checkpoints.items():
+        arrays = {"input_ids": IDS, "attention_mask": MASK}
+        if name == CHOICE:
+            arrays = {key: array[None] for key, array in arrays.items()}
+        golden.record(load(folder), arrays, root / name, name=folder, folder=folder)
+    return {name: root / name for name in CLASSES}
+
+
+@pytest.fixture
+def bundle(bundles: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return shutil.copytree(bundles[MASKED], tmp_path / "bundle")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+# ---- recording and checking -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_records_and_checks(name: str, bundles: dict[str, Path], checkpoints: dict[str, Path]) -> None:
+    made, model = golden.read_bundle(bundles[name]), load(checkpoints[name])
+    out, taps = model.record(**made.inputs)
+    assert list(taps) == [tap["name"] for tap in made.manifest["taps"]]  # in the order of computation
+    assert all(np.array_equal(taps[key], made.taps[key]) for key in taps)
+    outputs = [key for key, value in out.items() if hasattr(value, "shape")]
+    assert outputs == [key[1:] for key in taps if key.startswith("#")]
+    assert made.manifest["model"]["class"] == name
+    assert all(0 < tap["tolerance"] < 1e-3 and tap["finite"] for tap in made.manifest["taps"])
+
+    report = golden.check(bundles[name])
+    assert report.passed
+    assert report.first is None
+    assert [row.name for row in report.rows] == [*taps, *(f"#{key} (fused)" for key in outputs)]
+    assert golden.check(bundles[name], dtype="float64").passed
+
+
+def test_the_manifest_says_what_an_array_is(bundles: dict[str, Path]) -> None:
+    made = golden.read_bundle(bundles[CAUSAL])
+    first = made.manifest["taps"][0]
+    assert first["name"] == "data2vec_text.embeddings.word_embeddings"
+    assert (first["module"], first["shape"], first["dtype"]) == ("Embedding", [2, 5, 64], "float32")
+    assert [entry["name"] for entry in made.manifest["inputs"]] == ["input_ids", "attention_mask"]
+
+
+def past(seed: int = 0, pairs: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(2, pairs, 2, 4, 3, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        (CAUSAL, {"past_key_values": past()}),
+        (CAUSAL, {"past_key_values": past(), "attention_mask": np.ones((2, 8), bool)}),
+        (CAUSAL, {"labels": IDS, "head_mask": np.array([1, 0.5, 0, 1])}),
+        (MASKED, {"labels": np.full_like(IDS, -100)}),  # a loss of nothing is NaN
+        (MASKED, {"position_ids": IDS[:1], "attention_mask": np.ones((2, 1, 5, 5), bool)}),
+        ("Data2VecTextForQuestionAnswering", {"start_positions": np.array([1, 2]), "end_positions": np.array([3, 2])}),
+    ],
+)
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_arrays_from_a_file(name: str, arrays: dict[str, Any], ending: str, checkpoints: dict[str, Path]) -> None:
+    given = {"input_ids": IDS, **arrays}
+    if ending == "npz":
+        np.savez_compressed("in.npz", **given)
+    else:
+        write_safetensors("in.safetensors", given)
+    result = d2v("golden", "record", checkpoints[name], f"in.{ending}", "-o", "b")
+    assert result.code == 0, result
+    nothing = "labels" in arrays and (arrays["labels"] == -100).all()
+    assert result.err == ("1 of them hold NaN or infinity, the first is #loss\n" if nothing else "")
+    assert d2v("golden", "check", "b").code == 0
+    read = golden.read_bundle("b").inputs
+    assert all(np.array_equal(read[key], value) for key, value in given.items())
+
+
+def test_texts_from_the_command_line(checkpoints: dict[str, Path]) -> None:
+    for name, shape in ((MASKED, (2, 6)), (CHOICE, (1, 2, 6))):
+        result = d2v("golden", "record", checkpoints[name], "-", "-o", name, stdin=b"abc\nabcd\n")
+        made = golden.read_bundle(name)
+        size = sum(tap.nbytes for tap in made.taps.values()) / 1e6
+        assert result.out == f"{name}: {len(made.taps)} outputs of {name}, {size:.1f} MB\n"
+        assert made.inputs["attention_mask"].shape == shape
+        assert d2v("golden", "check", name).out.endswith("outputs passed\n")
+
+
+def test_the_class_can_be_another_than_the_checkpoints(checkpoints: dict[str, Path]) -> None:
+    assert d2v("golden", "record", checkpoints[MASKED], "A", "-o", "b", "--class", BARE).code == 0
+    assert d2v("golden", "check", "b").code == 0
+
+
+def test_a_float64_bundle_is_held_against_float64_only(checkpoints: dict[str, Path]) -> None:
+    assert d2v("golden", "record", checkpoints[BARE], "A", "-o", "b", "--dtype", "float64").code == 0
+    assert d2v("golden", "check", "b").code == 0
+    refused("golden", "check", "b", "--dtype", "float32", says="was recorded in float64")
+
+
+def test_numbers_that_are_not_finite_are_recorded_and_compared(checkpoints: dict[str, Path]) -> None:
+    folder = shutil.copytree(checkpoints[MASKED], Path("model"))
+    path = folder / "model.safetensors"
+    arrays = {name: tensor.numpy().copy() for name, tensor in read_safetensors(path).items()}
+    arrays["lm_head.dense.bias"][:2] = np.inf, np.nan
+    write_safetensors(path, arrays)
+    result = d2v("golden", "record", "model", "A", "-o", "b")
+    assert (result.code, result.err) == (0, "5 of them hold NaN or infinity, the first is lm_head.dense\n")
+    assert d2v("golden", "check", "b").code == 0
+    made = golden.read_bundle("b")
+    for value in (np.nan, -np.inf, 1.0):
+        changed = {name: np.where(np.isposinf(tap), np.float32(value), tap) for name, tap in made.taps.items()}
+        first = golden.compare(made, changed).first
+        assert first is not None
+        assert (first.name, first.where, first.reason) == ("lm_head.dense", (0, 0, 0), f"{value}, recorded inf")
+
+
+def test_progress_counts_the_runs(checkpoints: dict[str, Path]) -> None:
+    folder, seen = checkpoints[BARE], [0]
+    golden.record(load(folder), {"input_ids": IDS}, "b", name="x", folder=folder, progress=seen.append)
+    assert sum(seen) == golden.RUNS
+
+
+# ---- comparing ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_or_has_another_shape_does_not_pass(bundles: dict[str, Path]) -> None:
+    made = golden.read_bundle(bundles[BARE])
+    report = golden.compare(made, {**made.taps, "pooler": made.taps["pooler"][:1]})
+    assert report.first is not None
+    assert (report.first.name, report.first.module, report.first.status) == ("pooler", "Data2VecTextPooler", "failed")
+    assert report.first.reason == "shape (1, 64), recorded (2, 64)"
+    report = golden.compare(made, {name: tap for name, tap in made.taps.items() if name != "encoder"})
+    assert report.first is not None
+    assert (report.first.name, report.first.status) == ("encoder", "missing")
+    assert not golden.Report([]).passed
+
+
+def test_the_largest_error_is_named_with_its_place(bundles: dict[str, Path]) -> None:
+    made = golden.read_bundle(bundles[BARE])
+    wrong = made.taps["pooler"].copy()
+    wrong[1, 7] += 0.5
+    wrong[0, 3] += 0.25
+    row = golden.compare(made, {**made.taps, "pooler": wrong}).first
+    assert row is not None
+    assert (row.where, row.error) == ((1, 7), pytest.approx(0.5, rel=1e-5))
+
+
+# ---- planted faults -------------------------------------------------------------------------------------------------
+
+
+class TanhGelu(Ops):
+    def gelu(self, x: Any) -> Any:
+        return self.gelu_tanh(x)
+
+
+class WrongEps(Ops):
+    def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+        return super().layer_norm(x, weight, bias, 1e-12)
+
+
+class UnbiasedVariance(Ops):
+    def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt(x.var(-1, keepdims=True, ddof=1) + eps) * weight + bias
+
+
+class NoScale(Ops):
+    def attention(self, q: Any, k: Any, v: Any, heads: int, **options: Any) -> Any:
+        return super().attention(q * np.float32((q.shape[-1] // heads) ** 0.5), k, v, heads, **options)
+
+
+class NoMask(Ops):
+    def attention(self, q: Any, k: Any, v: Any, heads: int, *, mask: Any = None, **options: Any) -> Any:
+        return super().attention(q, k, v, heads, **options)
+
+
+class CausalOffByOne(Ops):
+    def attention(self, q: Any, k: Any, v: Any, heads: int, *, causal: bool = False, **options: Any) -> Any:
+        allowed = np.tri(q.shape[1], k.shape[1], 1, bool)
+        mask = options.pop("mask", None)
+        return super().attention(q, k, v, heads, mask=allowed if mask is None else mask & allowed, **options)
+
+
+class HeadsInterleaved(Ops):
+    def split_heads(self, x: Any, heads: int) -> Any:
+        return x.reshape(*x.shape[:2], -1, heads).transpose(0, 3, 1, 2)
+
+
+class PositionsOffByOne(Ops):
+    def embedding(self, ids: Any, weight: Any) -> Any:
+        return super().embedding(ids - 1 if len(weight) == 130 else ids, weight)
+
+
+class NoBias(Ops):
+    def linear(self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None) -> Any:
+        return super().linear(x, weight, None, activation, residual)
+
+
+class HalfPrecisionProducts(Ops):
+    def linear(self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None) -> Any:
+        return super().linear(x, weight.astype(np.float16).astype(np.float32), bias, activation, residual)
+
+
+class WrongTanh(Ops):
+    def tanh(self, x: Any) -> Any:
+        return x / (1 + np.abs(x))
+
+
+class FusionWithoutResidual(Ops):
+    def linear(self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None) -> Any:
+        return super().linear(x, weight, bias, activation)
+
+
+class FusionSwapsKeyAndValue(Ops):
+    def project(self, x: Any, *linears: Any) -> Any:
+        query, key, value = super().project(x, *linears)
+        return query, value, key
+
+
+LAYER = "data2vec_text.encoder.layer.0"
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "first", "module"),
+    [
+        (TanhGelu, MASKED, f"{LAYER}.intermediate.intermediate_act_fn", "Activation"),
+        (WrongEps, MASKED, "data2vec_text.embeddings.LayerNorm", "LayerNorm"),
+        (UnbiasedVariance, MASKED, "data2vec_text.embeddings.LayerNorm", "LayerNorm"),
+        (NoScale, MASKED, f"{LAYER}.attention.self#probs", "Data2VecTextSelfAttention"),
+        (NoMask, MASKED, f"{LAYER}.attention.self#probs", "Data2VecTextSelfAttention"),
+        (CausalOffByOne, CAUSAL, f"{LAYER}.attention.self#probs", "Data2VecTextSelfAttention"),
+        (HeadsInterleaved, CHOICE, f"{LAYER}.attention.self#probs", "Data2VecTextSelfAttention"),
+        (PositionsOffByOne, MASKED, "data2vec_text.embeddings.position_embeddings", "Embedding"),
+        (NoBias, MASKED, f"{LAYER}.attention.self.query", "Linear"),
+        (HalfPrecisionProducts, MASKED, f"{LAYER}.attention.self.query", "Linear"),
+        (WrongTanh, BARE, "pooler.activation", "Activation"),
+        (FusionWithoutResidual, MASKED, "#logits (fused)", MASKED),
+        (FusionSwapsKeyAndValue, MASKED, "#logits (fused)", MASKED),
+    ],
+)
+def test_a_planted_fault_is_named_by_its_module(
+    fault: type[Ops], name: str, first: str, module: str, bundles: dict[str, Path]
+) -> None:
+    report = golden.check(bundles[name], backend=fault())
+    assert not report.passed
+    assert report.first is not None
+    assert (report.first.name, report.first.module, report.first.status) == (first, module, "failed")
+    assert all(row.status == golden.PASSED for row in report.rows[: report.rows.index(report.first)])
+
+
+def test_a_mismatch_on_the_command_line(bundles: dict[str, Path]) -> None:
+    """With a backend that a third party's package registers."""
+    point = metadata.EntryPoint("tanh", f"{__name__}:TanhGelu", registry.GROUP)
+    first = f"{LAYER}.intermediate.intermediate_act_fn"
+    with mock.patch.object(registry.metadata, "entry_points", return_value=(point,)):
+        assert "  computes itself: gelu\n" in d2v("backends").out
+        result = d2v("golden", "check", bundles[MASKED], "--backend", "tanh")
+        assert (result.code, result.err) == (1, "")
+        lines = result.out.splitlines()
+        assert lines[0].startswith(f"failed   {first}  error ")
+        assert lines[-1].startswith(f"the first that differs: {first} (Activation), at (")
+        everything = d2v("golden", "check", bundles[MASKED], "--backend", "tanh", "--all").out.splitlines()
+        assert everything[0].startswith("passed   data2vec_text.embeddings.word_embeddings")
+        result = d2v("golden", "check", bundles[MASKED], "--backend", "tanh", "--json")
+        found = json.loads(result.out)
+        assert (result.code, found["passed"], found["first"]) == (1, False, first)
+        assert len(found["rows"]) == len(everything) - 2
+        refused("golden", "check", bundles[MASKED], "--backend", "nope", says="expected numpy or tanh", code=3)
+
+
+# ---- what is wrong with a record ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"input_idz": IDS}, "takes no array of this name (got input_idz; expected attention_mask or"),
+        ({"input_ids": IDS, "use_cache": np.array(True)}, "takes no array of this name (got use_cache"),
+        ({"input_ids": IDS, "self": IDS}, "takes no array of this name (got self"),
+        ({"input_ids": IDS, "options": IDS}, "takes no array of this name (got options"),
+        ({"input_ids": IDS.astype(str)}, "has a dtype that can't be stored"),
+        ({"input_ids": IDS.astype(complex)}, "has a dtype that can't be stored"),
+        ({"input_ids": IDS.astype(float)}, "has the wrong dtype"),
+        ({"input_ids": IDS[0]}, "has the wrong shape"),
+        ({"input_ids": IDS[:, :0]}, "is empty"),
+        ({"input_ids": IDS + 1020}, "is out of range"),
+        ({"input_ids": np.full((1, 500), 5)}, "is out of range"),
+        ({"input_ids": IDS, "attention_mask": MASK[:, 1:]}, "has the wrong shape"),
+        ({"inputs_embeds": np.full((1, 2, 64), np.nan)}, "is not finite"),
+        ({"input_ids": IDS, "past_key_values": np.array(3.0)}, "past_key_values has the wrong shape"),
+        ({"input_ids": IDS, "past_key_values": past(pairs=3)}, "past_key_values holds"),
+        ({"input_ids": IDS, "past_key_values": past()[..., :5]}, "past_key_values has the wrong shape"),
+        ({}, "give input_ids or inputs_embeds"),
+    ],
+)
+def test_wrong_arrays(arrays: dict[str, Any], says: str, checkpoints: dict[str, Path]) -> None:
+    np.savez("in.npz", **arrays)
+    refused("golden", "record", checkpoints[CAUSAL], "in.npz", "-o", "b", says=says)
+
+
+def test_arrays_that_are_pickles() -> None:
+    np.savez("in.npz", input_ids=np.array([None, IDS], object), allow_pickle=True)
+    write_checkpoint(model_class(BARE), "tiny", 0, "m")
+    refused("golden", "record", "m", "in.npz", "-o", "b", says="Object arrays cannot be loaded")
+    Path("in.npz").write_bytes(b"\x80\x04.")
+    refused("golden", "record", "m", "in.npz", "-o", "b", says="not a zip file")
+    refused("golden", "record", "m", "nope.npz", "-o", "b", says="there is no such file")
+
+
+def _random_array(shape: list[int], dtype: str, seed: int) -> np.ndarray:
+    return np.asarray(np.random.default_rng(seed).normal(scale=3, size=shape)).astype(dtype)
+
+
+ANY_ARRAY = st.builds(
+    _random_array,
+    st.lists(st.integers(0, 6), max_size=6),
+    st.sampled_from(["i1", "i8", "u2", "f2", "f4", "f8", "?", "c8", "S3", "M8[s]"]),
+    st.integers(0, 9),
+)
+NAMES = ["input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "encoder_hidden_states"]
+NAMES += ["encoder_attention_mask", "labels", "past_key_values", "head_mask", "logits_to_keep", "x"]
+
+
+@settings(max_examples=150)
+@given(name=st.sampled_from([CAUSAL, CHOICE, BARE]), arrays=st.dictionaries(st.sampled_from(NAMES), ANY_ARRAY))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the draws, cast to their dtype
+def test_any_arrays_are_recorded_or_refused(
+    name: str, arrays: dict[str, np.ndarray], checkpoints: dict[str, Path]
+) -> None:
+    given = {"input_ids": IDS, **arrays}
+    with suppress(D2VError):
+        golden.record(load(checkpoints[name]), given, "b", name="x", folder=checkpoints[name])
+        shutil.rmtree("b")
+    assert disk(Path()) == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"use_cache": 1}, "got use_cache=1; expected"),
+        ({"logits_to_keep": True}, "got logits_to_keep=True"),
+        ({"input_ids": [[1]]}, "takes no such argument"),
+        ({"return_dict": False}, "takes no such argument"),
+        ({"logits_to_keep": -1}, "logits_to_keep"),
+    ],
+)
+def test_wrong_arguments(flags: dict[str, Any], says: str, checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints[CAUSAL]
+    with pytest.raises(InputError) as caught:
+        golden.record(load(folder), {"input_ids": IDS}, "b", name="x", folder=folder, arguments=flags)
+    assert says in str(caught.value)
+    assert disk(Path()) == {}
+
+
+@pytest.mark.parametrize("target", ["there", "link", "a file/b", "nope/b", "x" * 300])
+def test_places_that_can_not_be_written_to(target: str, checkpoints: dict[str, Path]) -> None:
+    Path("there").mkdir()
+    Path("link").symlink_to("nowhere")
+    Path("a file").write_bytes(b"")
+    says = "exists already" if target in ("there", "link") else "can't be written"
+    refused("golden", "record", checkpoints[BARE], "A", "-o", target, says=says)
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (MemoryError(), 3), (OSError(28, "full"), 3)])
+def test_a_record_that_breaks_off_leaves_nothing(error: BaseException, code: int, checkpoints: dict[str, Path]) -> None:
+    for step in ("tolerances", "write_safetensors", "write_json"):
+        with mock.patch.object(recording, step, side_effect=error):
+            assert d2v("golden", "record", checkpoints[BARE], "A", "-o", "b").code == code
+        assert disk(Path()) == {}
+
+
+def test_a_record_that_is_killed_leaves_no_folder_of_its_name(checkpoints: dict[str, Path]) -> None:
+    """Killed when the manifest is about to be written, the last file of all."""
+    code = f"""
+import os, signal
+from unittest import mock
+from d2v_ref.cli import main
+from d2v_ref.golden import recording
+with mock.patch.object(recording, "write_json", lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+    main(["golden", "record", {str(checkpoints[BARE])!r}, "A", "-o", "b"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name[:3] for path in Path().iterdir()] == [".b."]
+
+
+# ---- what is wrong with a check -------------------------------------------------------------------------------------
+
+
+def test_another_checkpoint_is_refused(bundles: dict[str, Path], checkpoints: dict[str, Path]) -> None:
+    refused("golden", "check", bundles[MASKED], "--model", checkpoints[BARE], says="these are not the weights")
+    assert d2v("golden", "check", bundles[MASKED], "--model", checkpoints[MASKED]).code == 0
+
+
+def test_a_checkpoint_that_has_moved(checkpoints: dict[str, Path]) -> None:
+    folder = shutil.copytree(checkpoints[BARE], Path("model"))
+    assert d2v("golden", "record", "./model", "A", "-o", "b").code == 0
+    folder.rename("moved")
+    assert "--model" in refused("golden", "check", "b", says="model: there is no such folder")
+    assert d2v("golden", "check", "b", "--model", "moved").code == 0
+    edit(Path("b"), lambda manifest: manifest["model"].update(name="owner/name"))
+    where = ("--local-files-only", "--cache-dir", "cache")
+    assert "--model" in refused("golden", "check", "b", *where, says="owner/name", code=3)
+
+
+def _rewrite(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
+    def rewrite(bundle: Path) -> None:
+        path = bundle / "taps.safetensors"
+        arrays = {name: tensor.numpy().copy() for name, tensor in read_safetensors(path).items()}
+        change(arrays)
+        write_safetensors(path, arrays, None)
+
+    return rewrite
+
+
+def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    return lambda bundle: edit(bundle, change)
+
+
+def _write(name: str, content: bytes) -> Callable[[Path], Any]:
+    return lambda bundle: (bundle / name).write_bytes(content)
+
+
+def _nothing_recorded(bundle: Path) -> None:
+    write_safetensors(bundle / "taps.safetensors", {}, None)
+    edit(bundle, lambda manifest: manifest.update(taps=[]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda bundle: shutil.rmtree(bundle), "can't be read"),
+        (lambda bundle: (bundle / "manifest.json").unlink(), "can't be read"),
+        (lambda bundle: (bundle / "taps.safetensors").unlink(), "taps.safetensors"),
+        (lambda bundle: (bundle / "inputs.safetensors").unlink(), "inputs.safetensors"),
+        (lambda bundle: os.truncate(bundle / "taps.safetensors", 5000), "cut short"),
+        (lambda bundle: os.truncate(bundle / "manifest.json", 500), "is not JSON"),
+        (_write("manifest.json", b"\xff"), "is not JSON in UTF-8"),
+        (_write("manifest.json", b"[]"), "is not a golden's manifest"),
+        (_write("manifest.json", b"[" * 100_000), "is not JSON"),
+        (_write("manifest.json", b"9" * 5000), "is not JSON"),
+        (_write("taps.safetensors", b""), "is empty"),
+        (_rewrite(lambda arrays: arrays.pop("#logits")), "#logits is missing"),
+        (_rewrite(lambda arrays: arrays.update(x=IDS)), "does not name (got x)"),
+        (_rewrite(lambda arrays: arrays["#logits"].__setitem__(0, 1)), "another sha256"),
+        (_rewrite(lambda arrays: arrays["#logits"].fill(np.nan)), "another sha256, finite"),
+        (_manifest(lambda m: m.update(format="x")), "is not a golden's manifest"),
+        (_manifest(lambda m: m.update(format_version=2)), "another format version"),
+        (_manifest(lambda m: m.update(dtype="float8")), "dtype is damaged"),
+        (_manifest(lambda m: m.pop("taps")), "taps is damaged"),
+        (_nothing_recorded, "taps is damaged"),
+        (_manifest(lambda m: m["taps"].append(m["taps"][0])), "a name that comes twice"),
+        (_manifest(lambda m: m["taps"].append(7)), "taps.name is damaged"),
+        (_manifest(lambda m: m["taps"][3].update(shape=[2, 5, 65])), "another shape"),
+        (_manifest(lambda m: m["taps"][3].update(dtype="float64")), "another dtype"),
+        (_manifest(lambda m: m["taps"][3].update(tolerance=-1.0)), "taps.tolerance is damaged"),
+        (_manifest(lambda m: m["taps"][3].update(tolerance=float("nan"))), "NaN is no number"),
+        (_manifest(lambda m: m["taps"][3].update(tolerance=float("inf"))), "Infinity is no number"),
+        (_manifest(lambda m: m["inputs"][0].update(sha256="0")), "another sha256"),
+        (_manifest(lambda m: m["model"].update(weights=[])), "these are not the weights"),
+        (_manifest(lambda m: m["model"].update(**{"class": "X"})), "no model of this name"),
+        (_manifest(lambda m: m["model"].update(name="./nope")), "--model"),
+        (_manifest(lambda m: m["model"]["config"].update(hidden_size=0)), "hidden_size"),
+        (_manifest(lambda m: m["model"]["config"].update(num_hidden_layers=3)), "weights are missing"),
+        (_manifest(lambda m: m.update(arguments={"x": 1})), "takes no such argument"),
+        (_manifest(lambda m: m.update(arguments={"input_ids": [[1]]})), "takes no such argument"),
+    ],
+)
+def test_a_damaged_bundle_is_refused(damage: Callable[[Path], Any], says: str, bundle: Path) -> None:
+    damage(bundle)
+    refused("golden", "check", bundle, says=says)
+    with pytest.raises(D2VError):
+        golden.check(bundle)
+
+
+def test_a_tolerance_that_json_reads_as_infinite(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest["taps"][3].update(tolerance=12345.5))
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace("12345.5", "1e999"))
+    refused("golden", "check", bundle, says="taps.tolerance is damaged (got inf")
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places of everything in a JSON value."""
+    children = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    return [step for key, child in children for step in [(*path, key), *_paths(child, (*path, key))]]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats(-2, 2) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_any_change_of_the_manifest_is_refused_or_reported(data: st.DataObject, bundles: dict[str, Path]) -> None:
+    bundle = Path("changed")
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(bundles[BARE], bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    *path, key = data.draw(st.sampled_from(_paths(manifest)))
+    place = manifest
+    for step in path:
+        place = place[step]
+    if data.draw(st.booleans()):
+        del place[key]
+    else:
+        place[key] = data.draw(JSON)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    before = disk(Path())
+    with suppress(D2VError):
+        assert golden.check(bundle, local_files_only=True).rows
+    assert disk(Path()) == before

@@ -1,0 +1,502 @@
+"""Every operation of ``Ops`` against facts about it: invariances, limits, scipy, ``math`` on scalars, slow loops."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from d2v_ref.errors import BackendError, InputError
+from d2v_ref.nn import Linear
+from d2v_ref.ops import ACTIVATIONS, Ops
+
+OPS = Ops("float64")
+seeds = st.integers(0, 2**32 - 1)
+rows = hnp.arrays(np.float64, hnp.array_shapes(min_dims=1, max_dims=3, max_side=6), elements=st.floats(-50, 50))
+
+
+def close(got: Any, want: Any, atol: float = 1e-12) -> None:
+    assert np.shape(got) == np.shape(want)
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=atol)
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> float:
+    """The sum of products without any rounding but the last."""
+    return float(sum(Fraction(x) * Fraction(y) for x, y in zip(a.tolist(), b.tolist(), strict=True)))
+
+
+# ---- softmax
+
+
+@given(x=rows, shift=st.floats(-1e3, 1e3), seed=seeds)
+def test_softmax_is_a_distribution_that_no_shift_changes(x: np.ndarray, shift: float, seed: int) -> None:
+    p = OPS.softmax(x)
+    assert p.shape == x.shape
+    assert (p >= 0).all()
+    close(p.sum(-1), np.ones(x.shape[:-1]))
+    close(OPS.softmax(x + shift), p)
+    order = np.random.default_rng(seed).permutation(x.shape[-1])
+    close(OPS.softmax(x[..., order]), p[..., order])
+    close(p, scipy.special.softmax(x, -1))
+    # The ratio of two probabilities is e to the difference of their scores.
+    close(p[..., 0] * np.exp(x[..., -1] - x.max(-1)), p[..., -1] * np.exp(x[..., 0] - x.max(-1)))
+
+
+@given(x=rows)
+def test_log_softmax(x: np.ndarray) -> None:
+    close(OPS.log_softmax(x), scipy.special.log_softmax(x, -1))
+    close(np.exp(OPS.log_softmax(x)), OPS.softmax(x))
+
+
+@pytest.mark.parametrize("dtype", Ops.dtypes)
+def test_softmax_of_numbers_that_exp_can_not_take(dtype: str) -> None:
+    ops = Ops(dtype)
+    x = np.array([1e4, 0.0, -1e4], dtype)
+    np.testing.assert_array_equal(ops.softmax(x), [1, 0, 0])
+    np.testing.assert_array_equal(ops.log_softmax(x), [0, -1e4, -2e4])
+    lowest = np.full(3, np.finfo(dtype).min, dtype)
+    np.testing.assert_allclose(ops.softmax(lowest), np.full(3, 1 / 3), rtol=1e-6)
+
+
+# ---- layer_norm
+
+
+@given(seed=seeds, width=st.integers(2, 40), scale=st.floats(0.01, 100), shift=st.floats(-100, 100))
+def test_layer_norm_has_mean_0_and_variance_1_whatever_comes_in(
+    seed: int, width: int, scale: float, shift: float
+) -> None:
+    random = np.random.default_rng(seed)
+    x, one, zero = random.normal(size=(3, width)), np.ones(width), np.zeros(width)
+    y = OPS.layer_norm(x, one, zero, 0.0)
+    close(y.mean(-1), np.zeros(3))
+    close(y.var(-1), np.ones(3))
+    np.testing.assert_allclose(OPS.layer_norm(scale * x + shift, one, zero, 0.0), y, atol=1e-8)
+    np.testing.assert_allclose(y, scipy.stats.zscore(x, axis=-1), atol=1e-10)
+    weight, bias = random.normal(size=(2, width))
+    z = OPS.layer_norm(x, weight, bias, 0.0)
+    close((z - bias), y * weight)
+
+
+@given(eps=st.floats(1e-12, 1), spread=st.floats(1e-3, 10))
+def test_eps_is_added_to_the_variance_under_the_root(eps: float, spread: float) -> None:
+    """Of (-s, s), variance s^2: the output's variance is s^2 / (s^2 + eps), by the definition of eps."""
+    y = OPS.layer_norm(np.array([-spread, spread]), np.ones(2), np.zeros(2), eps)
+    assert y.var() == pytest.approx(spread**2 / (spread**2 + eps), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", Ops.dtypes)
+def test_layer_norm_of_equal_numbers_is_the_bias(dtype: str) -> None:
+    x, bias = np.full((2, 8), 0.1, dtype), np.arange(8, dtype=dtype)
+    np.testing.assert_allclose(Ops(dtype).layer_norm(x, np.ones(8, dtype), bias, 1e-5)[0], bias, atol=1e-4)
+
+
+def test_layer_norm_of_one_row_does_not_see_the_others() -> None:
+    x = np.random.default_rng(0).normal(size=(4, 3, 6))
+    y = OPS.layer_norm(x, np.ones(6), np.zeros(6), 1e-5)
+    close(OPS.layer_norm(x[2, 1], np.ones(6), np.zeros(6), 1e-5), y[2, 1])
+
+
+# ---- attention
+
+
+def heads_first(x: np.ndarray, heads: int) -> list[np.ndarray]:
+    """The heads of (B, T, D), as a list of (B, T, d): D is the heads side by side."""
+    return np.split(x, heads, axis=-1)
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> dict[str, Any]:
+    heads, batch, queries, keys = (draw(st.integers(1, n)) for n in (3, 2, 5, 6))
+    width = heads * draw(st.integers(1, 4))
+    random = np.random.default_rng(draw(seeds))
+    q, k, v = (random.normal(size=(batch, length, width)) for length in (queries, keys, keys))
+    mask = random.random((batch, 1, queries, keys)) < 0.7
+    mask[..., random.integers(keys)] = True  # every query sees something
+    return {"q": q, "k": k, "v": v, "heads": heads, "mask": mask, "random": random}
+
+
+def attend(a: dict[str, Any], ops: Ops = OPS, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    given_ = {name: options.pop(name, a[name]) for name in ("q", "k", "v", "heads")}
+    return ops.attention(**given_, probs=True, **options)
+
+
+@given(a=attentions())
+def test_attention_of_one_head_is_the_same_as_of_the_head_among_others(a: dict[str, Any]) -> None:
+    context, p = attend(a, mask=a["mask"])
+    single = [
+        OPS.attention(q, k, v, 1, mask=a["mask"], probs=True)
+        for q, k, v in zip(*(heads_first(a[name], a["heads"]) for name in "qkv"), strict=True)
+    ]
+    close(context, np.concatenate([c for c, _ in single], -1))
+    close(p, np.concatenate([q for _, q in single], 1))
+
+
+@given(a=attentions())
+def test_context_is_the_mean_of_the_values_with_probabilities_for_weights(a: dict[str, Any]) -> None:
+    context, p = attend(a, mask=a["mask"])
+    close(p.sum(-1), np.ones(p.shape[:-1]))
+    values = np.stack(heads_first(a["v"], a["heads"]), 1)
+    assert (context.min((0, 1)) >= values.min((0, 2)).ravel() - 1e-12).all()  # a mean is within what it is of
+    for b, t in np.ndindex(context.shape[:2]):
+        want = [np.average(values[b, h], axis=0, weights=p[b, h, t]) for h in range(a["heads"])]
+        close(context[b, t], np.concatenate(want))
+    assert OPS.attention(a["q"], a["k"], a["v"], a["heads"])[1] is None
+
+
+@given(a=attentions())
+def test_scores_are_products_over_the_root_of_the_head_size(a: dict[str, Any]) -> None:
+    """The log of the ratio of two probabilities is the difference of their scores."""
+    _, p = attend(a)
+    for h, (q, k) in enumerate(zip(heads_first(a["q"], a["heads"]), heads_first(a["k"], a["heads"]), strict=True)):
+        for b, t in np.ndindex(q.shape[:2]):
+            scores = [dot(q[b, t], key) / math.sqrt(q.shape[-1]) for key in k[b]]
+            got = np.log(p[b, h, t]) - np.log(p[b, h, t, 0])
+            close(got, np.array(scores) - scores[0], 1e-10)
+
+
+@given(a=attentions())
+def test_keys_and_values_have_no_order(a: dict[str, Any]) -> None:
+    order = a["random"].permutation(a["k"].shape[1])
+    context, p = attend(a, mask=a["mask"])
+    moved, q = attend(a, k=a["k"][:, order], v=a["v"][:, order], mask=a["mask"][..., order])
+    close(moved, context)
+    close(q, p[..., order])
+
+
+@given(a=attentions())
+def test_a_hidden_key_might_as_well_not_be_there(a: dict[str, Any]) -> None:
+    if a["k"].shape[1] == 1:
+        return
+    gone = int(a["random"].integers(a["k"].shape[1]))
+    mask = np.arange(a["k"].shape[1]) != gone
+    context, p = attend(a, mask=mask)
+    removed, q = attend(a, k=np.delete(a["k"], gone, 1), v=np.delete(a["v"], gone, 1))
+    close(context, removed)
+    close(np.delete(p, gone, -1), q)
+    assert (p[..., gone] == 0).all()
+
+
+@given(a=attentions())
+def test_causal_is_a_lower_triangle_aligned_at_the_end(a: dict[str, Any]) -> None:
+    queries, keys = a["q"].shape[1], a["k"].shape[1]
+    triangle = np.array([[s <= t + keys - queries for s in range(keys)] for t in range(queries)])
+    for mask in (None, a["mask"]):
+        close(attend(a, causal=True, mask=mask)[0], attend(a, mask=triangle if mask is None else mask & triangle)[0])
+
+
+@given(a=attentions(), dtype=st.sampled_from(Ops.dtypes))
+def test_a_query_that_sees_nothing_attends_evenly(a: dict[str, Any], dtype: str) -> None:
+    mask = a["mask"].copy()
+    mask[0, 0, 0] = False
+    inputs = {name: a[name].astype(dtype) for name in "qkv"}
+    context, p = attend(a, Ops(dtype), mask=mask, **inputs)
+    np.testing.assert_allclose(context[0, 0], inputs["v"][0].mean(0), atol=1e-6)
+    np.testing.assert_allclose(p[0, :, 0], 1 / mask.shape[-1], rtol=1e-6)
+
+
+@given(a=attentions())
+def test_a_head_mask_of_zero_silences_its_head_only(a: dict[str, Any]) -> None:
+    factors = np.ones((a["heads"], 1, 1))
+    factors[0] = 0
+    factors[-1] *= 0.5
+    context, _ = attend(a, mask=a["mask"])
+    masked, _ = attend(a, mask=a["mask"], head_mask=factors)
+    for h, (got, was) in enumerate(zip(heads_first(masked, a["heads"]), heads_first(context, a["heads"]), strict=True)):
+        close(got, was * factors[h, 0, 0])
+
+
+@given(a=attentions(), shift=st.floats(-100, 100))
+def test_a_bias_is_added_to_the_scores(a: dict[str, Any], shift: float) -> None:
+    bias = a["random"].normal(size=(a["q"].shape[0], a["heads"], a["q"].shape[1], a["k"].shape[1]))
+    plain, p = attend(a)
+    shifted, _ = attend(a, bias=np.full_like(bias, shift))
+    close(shifted, plain, 1e-10)  # a constant changes no softmax
+    _, biased = attend(a, bias=bias)
+    weighted = p * np.exp(bias)  # and a factor of e^bias before the sum is what it does
+    close(biased, weighted / weighted.sum(-1, keepdims=True))
+    close(attend(a, bias=np.where(a["mask"], 0, -1e300))[0], attend(a, mask=a["mask"])[0])
+
+
+@given(
+    seed=seeds,
+    heads=st.integers(1, 3),
+    size=st.integers(1, 3),
+    queries=st.integers(1, 4),
+    past=st.integers(0, 3),
+    with_key=st.booleans(),
+)
+def test_relative_key_bias_in_a_slow_double_loop(
+    seed: int, heads: int, size: int, queries: int, past: int, with_key: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    keys, positions = queries + past, 8
+    q = random.normal(size=(2, queries, heads * size))
+    k = random.normal(size=(2, keys, heads * size))
+    table = random.normal(size=(2 * positions - 1, size))
+    got = OPS.relative_key_bias(q, k, heads, table, with_key)
+    assert got.shape == (2, heads, queries, keys)
+    for b, h, t, s in np.ndindex(got.shape):
+        here = slice(h * size, (h + 1) * size)
+        distance = (past + t) - s
+        e = table[positions - 1 + distance]
+        want = float(q[b, t, here] @ e) + (float(k[b, s, here] @ e) if with_key else 0.0)
+        assert got[b, h, t, s] == pytest.approx(want / math.sqrt(size), abs=1e-12)
+
+
+# ---- activations
+
+SCALAR: dict[str, Callable[[float], float]] = {
+    "gelu": lambda x: x * math.erfc(-x / math.sqrt(2)) / 2,
+    "gelu_10": lambda x: min(max(x * math.erfc(-x / math.sqrt(2)) / 2, -10.0), 10.0),
+    # (1 + tanh y) / 2 = 1 / (1 + exp(-2 y)): another form of the same function
+    "gelu_tanh": lambda x: x * scipy.special.expit(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
+    "gelu_fast": lambda x: x * scipy.special.expit(2 * 0.7978845608 * (x + 0.044715 * x**3)),
+    "quick_gelu": lambda x: x * (1 + math.tanh(0.851 * x)) / 2,
+    "hardswish": lambda x: 0.0 if x <= -3 else x if x >= 3 else x * (x + 3) / 6,
+    "laplace": lambda x: scipy.special.ndtr((x - 0.707107) / 0.282095),
+    "leaky_relu": lambda x: x if x > 0 else x / 100,
+    "identity": lambda x: x,
+    "mish": lambda x: x * math.tanh(math.log1p(math.exp(x))) if x < 20 else x,
+    "relu": lambda x: x if x > 0 else 0.0,
+    "relu2": lambda x: x * x if x > 0 else 0.0,
+    "relu6": lambda x: sorted((0.0, x, 6.0))[1],
+    "sigmoid": lambda x: (1 + math.tanh(x / 2)) / 2,
+    "silu": lambda x: x * (1 + math.tanh(x / 2)) / 2,
+    "sqrtsoftplus": lambda x: math.sqrt(math.log1p(math.exp(x)) if x < 20 else x),
+    "tanh": lambda x: 1 - 2 / (math.exp(2 * x) + 1),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@given(x=st.lists(st.floats(-30, 30), min_size=1, max_size=20))
+def test_activations_on_scalars(name: str, x: list[float]) -> None:
+    want = [SCALAR[ACTIVATIONS[name]](value) for value in x]
+    np.testing.assert_allclose(OPS.activation(name, np.array(x)), want, rtol=1e-7, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", Ops.dtypes)
+def test_activations_at_the_ends_are_finite_and_keep_dtype_and_shape(name: str, dtype: str) -> None:
+    """No overflow either: a warning of NumPy is an error in these tests."""
+    x = np.array([[-1e4, -88.8, -20.0, -1e-30, -0.0], [0.0, 1e-30, 20.0, 88.8, 1e4]], dtype)
+    y = Ops(dtype).activation(name, x)
+    assert y.dtype == dtype
+    assert y.shape == x.shape
+    assert np.isfinite(y).all()
+    # All of them but the identity and the leaky one are flat at one end or both.
+    if name not in ("linear", "leaky_relu"):
+        assert abs(y[0, 0]) <= 1
+
+
+def test_gelu_is_x_times_the_normal_distribution() -> None:
+    x = np.linspace(-9, 9, 4001)
+    np.testing.assert_allclose(OPS.gelu(x), x * scipy.special.ndtr(x), rtol=1e-9, atol=1e-15)
+    close(OPS.gelu(x) - OPS.gelu(-x), x)  # Phi(x) + Phi(-x) = 1
+    difference = np.abs(OPS.gelu(x) - OPS.gelu_tanh(x)).max()
+    assert 1e-4 < difference < 1e-3  # the tanh form is another function
+
+
+def test_an_unknown_activation_is_named() -> None:
+    with pytest.raises(InputError, match=r"activation: no such activation .got gelo; expected gelu, "):
+        OPS.activation("gelo", np.ones(1))
+
+
+# ---- linear, project, embedding
+
+
+@given(
+    seed=seeds, lead=hnp.array_shapes(min_dims=0, max_dims=3, max_side=4), activation=st.sampled_from(["gelu", None])
+)
+def test_a_fused_linear_is_what_it_fuses(seed: int, lead: tuple[int, ...], activation: str | None) -> None:
+    random = np.random.default_rng(seed)
+    x, weight, bias = random.normal(size=(*lead, 4)), random.normal(size=(3, 4)), random.normal(size=3)
+    residual = random.normal(size=(*lead, 3))
+    product = OPS.linear(x, weight)
+    for index in np.ndindex(product.shape):
+        assert product[index] == pytest.approx(dot(x[index[:-1]], weight[index[-1]]), abs=1e-12)
+    y = product + bias
+    close(OPS.linear(x, weight, bias), y)
+    y = y if activation is None else OPS.activation(activation, y)
+    close(OPS.linear(x, weight, bias, activation), y)
+    close(OPS.linear(x, weight, bias, activation, residual), y + residual)
+    close(OPS.linear(x, weight, residual=residual), product + residual)
+
+
+def test_project_is_each_linear_in_turn() -> None:
+    random = np.random.default_rng(0)
+    x, linears = random.normal(size=(2, 3, 4)), [Linear(4, n) for n in (2, 5, 1)]
+    for linear in linears:
+        linear.weight, linear.bias = random.normal(size=linear.weight.shape), random.normal(size=linear.bias.shape)
+    for got, linear in zip(OPS.project(x, *linears), linears, strict=True):
+        np.testing.assert_array_equal(got, OPS.linear(x, linear.weight, linear.bias))
+    assert OPS.project(x) == ()
+
+
+@given(ids=hnp.arrays(np.int64, hnp.array_shapes(min_dims=0, max_dims=3), elements=st.integers(-3, 8)))
+def test_embedding_takes_rows_and_refuses_others(ids: np.ndarray) -> None:
+    table = np.random.default_rng(0).normal(size=(6, 3))
+    if ids.min() < 0 or ids.max() > 5:
+        with pytest.raises(InputError, match=rf"embedding: .*got {ids.min()} ... {ids.max()}; expected 0 ... 5"):
+            OPS.embedding(ids, table)
+        return
+    got = OPS.embedding(ids, table)
+    assert got.shape == (*ids.shape, 3)
+    for index in np.ndindex(ids.shape):
+        np.testing.assert_array_equal(got[index], table[ids[index]])
+
+
+def test_concatenate_and_split_heads() -> None:
+    x = np.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_array_equal(OPS.concatenate((x[:, :1], x[:, 1:]), 1), x)
+    split = OPS.split_heads(x, 2)
+    assert split.shape == (2, 2, 3, 2)
+    for h, part in enumerate(heads_first(x, 2)):
+        np.testing.assert_array_equal(split[:, h], part)
+
+
+# ---- errors, dtypes, purity
+
+q3, table = np.zeros((2, 3, 4)), np.zeros((7, 2))
+SHAPE_ERRORS: dict[str, Callable[[], Any]] = {
+    "linear: the last axis .*got .2, 3, 4.; expected .*5": lambda: OPS.linear(q3, np.zeros((2, 5))),
+    "linear: the last axis .*got ..; ": lambda: OPS.linear(np.float64(3), np.zeros((2, 5))),
+    "linear: the bias": lambda: OPS.linear(q3, np.zeros((5, 4)), np.zeros(1)),
+    "linear: the residual": lambda: OPS.linear(q3, np.zeros((5, 4)), None, None, np.zeros((2, 1, 5))),
+    "layer_norm: ": lambda: OPS.layer_norm(q3, np.zeros(3), np.zeros(3), 0.1),
+    "embedding: ids are integers .got bool": lambda: OPS.embedding(np.ones(6, bool), np.zeros((6, 2))),
+    "embedding: ids are integers .got float": lambda: OPS.embedding(np.ones(6), np.zeros((6, 2))),
+    "attention: the queries do not divide": lambda: OPS.attention(q3, q3, q3, 3),
+    "attention: the queries .*got .3, 4.": lambda: OPS.attention(q3[0], q3[0], q3[0], 2),
+    "attention: the keys or values .*got .1, 3, 4.; expected .2, S, 4": lambda: OPS.attention(q3, q3[:1], q3[:1], 2),
+    "attention: the keys or values .*got .2, 2, 4.": lambda: OPS.attention(q3, q3, q3[:, :2], 2),
+    "attention: the keys or values .*got .2, 3, 2.": lambda: OPS.attention(q3, q3, q3[..., :2], 2),
+    "attention: the mask": lambda: OPS.attention(q3, q3, q3, 2, mask=np.ones((2, 1, 3, 4), bool)),
+    "attention: the mask .*got .5, 2, 2, 3, 3": lambda: OPS.attention(
+        q3, q3, q3, 2, mask=np.ones((5, 2, 2, 3, 3), bool)
+    ),
+    "attention: the bias": lambda: OPS.attention(q3, q3, q3, 2, bias=np.ones((3, 1, 3, 3))),
+    "attention: the head_mask": lambda: OPS.attention(q3, q3, q3, 2, head_mask=np.ones((3, 1, 1))),
+    "relative_key_bias: the table .*got .7, 2.; expected .2 P - 1, 4": lambda: OPS.relative_key_bias(
+        q3, q3, 1, table, False
+    ),
+    "relative_key_bias: the keys": lambda: OPS.relative_key_bias(q3, q3[:, :, :2], 2, table, False),
+    "relative_key_bias: the queries": lambda: OPS.relative_key_bias(q3, q3, 3, table, False),
+    "embedding: an index is outside": lambda: OPS.relative_key_bias(q3, q3, 2, table[:3], False),
+}
+
+
+@pytest.mark.parametrize("words", SHAPE_ERRORS)
+def test_what_does_not_fit_is_an_error_that_names_the_operation(words: str) -> None:
+    with pytest.raises(InputError, match=f"^{words}"):
+        SHAPE_ERRORS[words]()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "f4", ""])
+def test_a_dtype_that_it_does_not_compute_in(dtype: str) -> None:
+    with pytest.raises(BackendError, match=r"backend numpy does not compute in this dtype .*float32 or float64"):
+        Ops(dtype)
+
+
+@pytest.mark.parametrize("dtype", Ops.dtypes)
+def test_asarray_converts_floats_only_and_copies_where_it_must(dtype: str) -> None:
+    ops = Ops(dtype)
+    for given_ in ("float16", "float32", "float64", ">f4"):
+        assert ops.asarray(np.ones(3, given_)).dtype == np.dtype(dtype)
+    for kept in ("int64", "bool", "int8"):
+        assert ops.asarray(np.ones(3, kept)).dtype == np.dtype(kept)
+    x = np.ones((2, 3), dtype)
+    assert ops.asarray(x) is x
+    assert ops.asarray(x.T).flags.c_contiguous
+    np.testing.assert_array_equal(ops.to_numpy(ops.asarray([[1.5, 2.5]])), [[1.5, 2.5]])
+
+
+def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Arguments for every operation, with all the optional ones."""
+    random = np.random.default_rng(0)
+
+    def array(*shape: int) -> np.ndarray:
+        return random.normal(size=shape).astype(dtype)
+
+    x, linear = array(2, 3, 4), Linear(4, 4)
+    linear.weight, linear.bias = array(4, 4), array(4)
+    unary: dict[str, Any] = {
+        name: ((x,), {}) for name in {*ACTIVATIONS.values(), "softplus", "softmax", "log_softmax", "asarray"}
+    }
+    options = {
+        "mask": random.random((2, 1, 3, 3)) < 0.5,
+        "causal": True,
+        "bias": array(2, 2, 3, 3),
+        "head_mask": array(2, 1, 1),
+        "probs": True,
+    }
+    return {
+        **unary,
+        "to_numpy": ((x,), {}),
+        "prepare": ((linear,), {}),
+        "concatenate": (((x, x),), {"axis": 1}),
+        "activation": (("gelu_10", x), {}),
+        "embedding": ((np.array([[0, 3]]), array(4, 2)), {}),
+        "linear": ((x, linear.weight, linear.bias, "gelu", array(2, 3, 4)), {}),
+        "project": ((x, linear, linear), {}),
+        "layer_norm": ((x, array(4), array(4), 1e-5), {}),
+        "split_heads": ((x, 2), {}),
+        "attention": ((x, array(2, 3, 4), array(2, 3, 4), 2), options),
+        "relative_key_bias": ((x, array(2, 3, 4), 2, array(7, 2), True), {}),
+    }
+
+
+OPERATIONS = [name for name, value in vars(Ops).items() if inspect.isfunction(value) and not name.startswith("_")]
+
+
+def arrays_in(value: Any) -> list[np.ndarray]:
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, Linear):
+        return [value.weight, value.bias]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [array for item in value for array in arrays_in(item)] if isinstance(value, tuple) else []
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("dtype", Ops.dtypes)
+def test_an_operation_keeps_the_dtype_and_changes_no_input(name: str, dtype: str) -> None:
+    args, kwargs = some_arguments(dtype)[name]
+    inputs = arrays_in((args, kwargs))
+    before = [array.copy() for array in inputs]
+    for array in inputs:
+        array.flags.writeable = False  # whoever writes to an input fails here
+    out = getattr(Ops(dtype), name)(*args, **kwargs)
+    assert all(array.dtype == dtype for array in arrays_in(out if isinstance(out, tuple) else (out,)))
+    for array, was in zip(inputs, before, strict=True):
+        np.testing.assert_array_equal(array, was)
+
+
+@settings(max_examples=30)
+@given(changed=st.sets(st.sampled_from(OPERATIONS)))
+def test_overrides_are_those_of_the_subclass(changed: set[str]) -> None:
+    body = {name: (lambda self, *args, **kwargs: None) for name in changed}
+    middle: Any = type("Middle", (Ops,), {**body, "_helper": lambda self: None, "pack": lambda self: None})
+    assert middle.overrides() == sorted(changed)
+    leaf: Any = type("Leaf", (middle,), {"gelu": lambda self, x: x})
+    assert leaf.overrides() == sorted({*changed, "gelu"})
+    assert Ops.overrides() == []
+
+
+def test_an_override_serves_the_fused_operations_too() -> None:
+    class Doubled(Ops):
+        def gelu(self, x: Any) -> Any:
+            return 2 * super().gelu(x)
+
+    x, weight = np.random.default_rng(0).normal(size=(2, 2, 3))
+    close(Doubled("float64").linear(x, weight, None, "gelu"), 2 * OPS.linear(x, weight, None, "gelu"))
