@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("what was compared")
     for name, t in sorted(_tallies.items()):
-        arrays = f", {t.arrays} arrays" if t.arrays else ""
-        terminalreporter.line(f"{name}: {t.cases} cases{arrays}, worst error {t.worst:.2g} of the bound")
+        count = f"{t.cases} cases, {t.arrays} arrays" if t.arrays else f"{t.cases} cases"
+        terminalreporter.line(f"{name}: {count}, worst error {t.worst:.2g} of the bound")
     cases, arrays = sum(t.cases for t in _tallies.values()), sum(t.arrays for t in _tallies.values())
     terminalreporter.line(f"in all: {cases} cases, {arrays} arrays")

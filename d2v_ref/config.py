@@ -56,8 +56,8 @@ class Config:
         self.validate()
 
     def _name_labels(self, count: Any) -> None:
-        if count is not None and not (fits(count, int) and count >= 0):
-            raise ConfigError("num_labels does not serve", got=repr(count), expected="0 or more")
+        if count is not None and not (fits(count, int) and 0 <= count < 2**20):  # before that many names are made
+            raise ConfigError("num_labels does not serve", got=repr(count), expected="0 ... 2^20 - 1")
         if self.id2label is None:
             self.id2label = {index: f"LABEL_{index}" for index in range(2 if count is None else count)}
         elif count is not None and count != len(self.id2label):

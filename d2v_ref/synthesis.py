@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from d2v_ref import synth
-from d2v_ref.checkpoints import write_json, write_safetensors
-from d2v_ref.checkpoints.writing import replacing
+from d2v_ref.checkpoints import new_folder, replacing, write_json, write_safetensors
 from d2v_ref.config import CONFIG_NAME, Config
 from d2v_ref.errors import InputError
-from d2v_ref.folders import new_folder
 from d2v_ref.pretrained import WEIGHTS_NAME, PreTrainedModel, saved_config
 from d2v_ref.processing.tokenizer import byte_level_tokenizer
 

@@ -95,10 +95,10 @@ class Data2VecTextConfig(Config):
         super().validate()
         sizes = "vocab_size hidden_size num_attention_heads intermediate_size max_position_embeddings type_vocab_size"
         for name in sizes.split():
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is too small", got=getattr(self, name), expected="1 or more")
-        if self.num_hidden_layers < 0:
-            raise ConfigError("num_hidden_layers is negative", got=self.num_hidden_layers, expected="0 or more")
+            if not 1 <= getattr(self, name) < 2**31:
+                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="1 ... 2^31 - 1")
+        if not 0 <= self.num_hidden_layers <= 1000:  # before that many modules are made
+            raise ConfigError("num_hidden_layers is out of range", got=self.num_hidden_layers, expected="0 ... 1000")
         if self.hidden_size % self.num_attention_heads:
             expected = f"a multiple of num_attention_heads={self.num_attention_heads}"
             raise ConfigError("hidden_size does not divide among the heads", got=self.hidden_size, expected=expected)

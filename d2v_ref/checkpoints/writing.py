@@ -1,9 +1,10 @@
-"""Writing files so that a file is either there as a whole, or not there."""
+"""Writing files and folders so that one is either there as a whole, or not there."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from d2v_ref.errors import CheckpointError
+from d2v_ref.errors import CheckpointError, InputError
 
 # Hugging Face's mark of weights in PyTorch's layout, without which transformers 4 does not load them.
 PYTORCH_FORMAT: Mapping[str, str] = MappingProxyType({"format": "pt"})
@@ -74,3 +75,31 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its name if the block ends well, and is removed if not.
+
+    It is made first, so that a place that can't be written to is found before anything is computed.
+    """
+    path = Path(path)
+    if os.path.lexists(path):  # Path.exists has an error of its own for a name that is too long
+        raise InputError("exists already", path=path, hint="Choose another folder, or remove this one")
+    temporary = path.parent / f".{path.name[:40]}.{uuid.uuid4().hex}.tmp"
+    try:
+        with _unwritable(path):
+            temporary.mkdir()
+        yield temporary
+        with _unwritable(path):
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"can't be written: {error.strerror}", path=path) from None

@@ -294,7 +294,7 @@ def _check_output(path: Path) -> None:
 def _save(path: Path, features: list[Any]) -> None:
     import numpy as np
 
-    from d2v_ref.checkpoints.writing import replacing
+    from d2v_ref.checkpoints import replacing
 
     arrays = {f"text_{i}": array[0] for i, array in enumerate(features)}
     with replacing(path) as temporary, temporary.open("wb") as file:

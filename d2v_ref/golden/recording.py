@@ -12,8 +12,7 @@ import numpy as np
 
 import d2v_ref
 from d2v_ref import checks
-from d2v_ref.checkpoints import weight_files, write_json, write_safetensors
-from d2v_ref.folders import new_folder
+from d2v_ref.checkpoints import new_folder, weight_files, write_json, write_safetensors
 from d2v_ref.golden.arguments import forward_arguments
 from d2v_ref.golden.bounds import PROBES, tolerances
 from d2v_ref.golden.bundle import FORMAT, INPUTS, MANIFEST, TAPS, VERSION, Bundle, describe, read_bundle
