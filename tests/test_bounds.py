@@ -201,6 +201,7 @@ def test_a_hidden_score_does_not_widen_the_tolerance() -> None:
     """An additive mask's lowest number hides a score: it is not a number of that size that was rounded."""
     model, ids = build(MODEL, dtype="float32"), token_ids(MODEL)
     seen = np.tri(5, dtype=bool)[None, None].repeat(2, 0)
+    seen[1, 0, 2] = False  # one query sees nothing and attends evenly: there the hidden scores do count
     forms = [seen, np.where(seen, 0, np.finfo(np.float32).min).astype(np.float32)]
     tables = []
     for mask in forms:
