@@ -61,3 +61,20 @@ def test_float32_within_the_derived_bound(name: str, tally: dict[str, Any]) -> N
         compare(got, want, bounds, tally[f"{name}, float32, every module"])
 
     check()
+
+
+def test_more_tokens_than_positions(tally: dict[str, Any]) -> None:
+    """Padding takes no position: 18 tokens and 4 of padding pass through a table of 20 rows, there and here."""
+    config = draws.Data2VecTextConfig(
+        vocab_size=30,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=20,
+        max_position_embeddings=20,
+    )
+    ours, theirs = oracle.pair("Data2VecTextModel", config, 0, "float64")
+    ids = np.pad(np.random.default_rng(0).integers(4, 30, (2, 18)), ((0, 0), (2, 2)), constant_values=1)
+    inputs = {"input_ids": ids, "attention_mask": (ids != 1).astype(np.int64)}
+    want = oracle.everything(*oracle.run_recorded(theirs, inputs, "float64"))
+    compare(oracle.everything(*ours.record(**inputs)), want, EXACT, tally["more tokens than positions, float64"])

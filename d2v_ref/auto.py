@@ -46,8 +46,9 @@ def architecture(folder: Path) -> str:
 
 
 def load(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
-    """A model of the class that the checkpoint's ``architectures`` names; ``options`` as in
-    ``PreTrainedModel.from_pretrained``.
+    """A model of the class that the checkpoint's ``architectures`` names.
+
+    ``options`` as in ``PreTrainedModel.from_pretrained``.
     """
     where = {name: options[name] for name in ("revision", "cache_dir", "local_files_only", "token") if name in options}
     folder = resolve(name_or_path, weights=False, **where)

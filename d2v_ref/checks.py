@@ -1,6 +1,4 @@
-"""What a caller may pass to a model: arrays of the right kind, shape and range, or one InputError that says what was
-found.
-"""
+"""What a caller may pass to a model: arrays of the right kind, shape and range.  Anything else is one InputError."""
 
 from __future__ import annotations
 
@@ -22,10 +20,10 @@ def anything(name: str, value: Any) -> np.ndarray:
 
 
 def array(name: str, value: Any, shape: Shape, kinds: str, dtype: np.dtype | None = None) -> np.ndarray:
-    """``value`` as a NumPy array of one of ``kinds`` (NumPy's letters) whose axes fit ``shape``: a number must match,
-    a word may be any length.
+    """``value`` as a NumPy array of one of ``kinds`` (NumPy's letters) whose axes fit ``shape``.
 
-    Floating values are converted to ``dtype`` if it is given, and must be finite in it.
+    A number in ``shape`` must be the axis' length, a word may be any.  Floating values are converted to ``dtype`` if it
+    is given, and must be finite in it.
     """
     x = anything(name, value)
     if x.dtype.kind not in kinds:

@@ -105,8 +105,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **changes: Any) -> Config:
-        """A configuration from the contents of a ``config.json``; ``changes`` override it, as in HF's
-        from_pretrained.  A change of a setting that neither the class nor the file has is a ConfigError.
+        """A configuration from the contents of a ``config.json``.
+
+        ``changes`` override it, as in HF's from_pretrained; a change of a setting that neither the class nor the file
+        has is a ConfigError.
         """
         unknown = [name for name in changes if name not in {*cls.fields(), *values, "num_labels"}]
         if unknown:

@@ -215,8 +215,9 @@ def _one_by_one(
 
 
 def filtered_log_probs(logits: np.ndarray, settings: GenerationSettings) -> np.ndarray:
-    """log-probabilities (rows, V) after temperature, top-k (Fan et al. 2018) and top-p (Holtzman et al. 2020), in
-    this order; -inf where cut.
+    """Log-probabilities (rows, V) after temperature, top-k and top-p, in this order; -inf where cut.
+
+    Top-k: Fan et al. 2018; top-p: Holtzman et al. 2020.
     """
     scores = logits.astype(np.float64)
     with np.errstate(over="ignore"):  # at a tiny temperature all but the most likely become -inf
@@ -253,7 +254,7 @@ def _beam_search(
     decoder: _Decoder, settings: GenerationSettings, ends: list[int], pad: int, progress: Callable[[int], None]
 ) -> np.ndarray:
     """Beam search with HF's rules for candidates, length penalty and stopping (GenerationMixin._beam_search)."""
-    k, prompt = settings.num_beams, decoder.ids.shape[1]
+    k = settings.num_beams
     # All beams start equal: only the first counts at the first step, lest every beam choose the same token.
     batch = [_Beams(np.where(np.arange(k) == 0, 0.0, -1e9)) for _ in range(len(decoder.ids) // k)]
     for step in range(1, settings.max_new_tokens + 1):
@@ -274,7 +275,7 @@ def _beam_search(
     out = np.full((len(best), max(map(len, best))), pad, np.int64)
     for row, ids in zip(out, best, strict=True):
         row[: len(ids)] = ids
-    return out[:, : max(prompt + 1, out.shape[1])]
+    return out
 
 
 def _advance(

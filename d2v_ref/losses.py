@@ -46,8 +46,9 @@ def _checked(labels: Any, shape: tuple[int, ...], classes: int, ignore_index: in
 
 
 def causal_lm_loss(logits: np.ndarray, labels: Any) -> np.ndarray:
-    """cross_entropy of each position's logits (B, T, V) against the next position's label (B, T) (HF
-    ForCausalLMLoss).
+    """cross_entropy of each position's logits against the next position's label (HF ForCausalLMLoss).
+
+    logits (B, T, V), labels (B, T).
     """
     batch, length, classes = logits.shape
     labels = _checked(labels, (batch, length), classes)
@@ -69,8 +70,9 @@ def mse_loss(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def bce_with_logits_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """-mean (y log sigmoid(x) + (1 - y) log sigmoid(-x)) = mean (max(x, 0) - x y + log(1 + exp(-|x|))) (torch
-    BCEWithLogitsLoss).
+    """-mean (y log sigmoid(x) + (1 - y) log sigmoid(-x)) (torch BCEWithLogitsLoss).
+
+    Computed as mean (max(x, 0) - x y + log(1 + exp(-|x|))), which does not overflow.
     """
     return (np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))).mean()
 
@@ -105,8 +107,9 @@ def sequence_classification_loss(logits: np.ndarray, labels: Any, problem_type: 
 
 
 def question_answering_loss(start_logits: np.ndarray, end_logits: np.ndarray, starts: Any, ends: Any) -> np.ndarray:
-    """Mean of the cross entropies of start and end: logits (B, T), positions (B,) or (B, 1), clamped to 0 ... T,
-    where T is ignored.
+    """Mean of the cross entropies of start and end: logits (B, T), positions (B,) or (B, 1).
+
+    Positions are clamped to 0 ... T, and T is ignored.
     """
     batch, length = start_logits.shape
     losses = []

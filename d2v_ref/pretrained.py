@@ -1,6 +1,4 @@
-"""``PreTrainedModel``: a model with its configuration, loaded from a checkpoint and saved to one, every weight
-accounted for.
-"""
+"""``PreTrainedModel``: a model and its configuration, from a checkpoint or to one, every weight accounted for."""
 
 from __future__ import annotations
 
@@ -92,9 +90,7 @@ class PreTrainedModel(Module):
     # ---- calling -----------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
-        """Run ``forward`` and give its output as NumPy arrays: an output object, or a tuple if ``return_dict`` is
-        False.
-        """
+        """The output of ``forward`` as NumPy arrays: an output object, or a tuple if ``return_dict`` is False."""
         self._need_weights()
         out = super().__call__(*args, **kwargs)
         if self.path:
@@ -169,22 +165,19 @@ class PreTrainedModel(Module):
         return found
 
     def _names_in(self, weights: Weights) -> dict[str, str]:
-        """A bare model's weights fit into a model with a head, and the other way round: only the prefix differs."""
-        prefix = f"{self.base_model_prefix}."
-        headed = any(name.startswith(prefix) for name in weights)
-        bare = type(self) is not type(self)._base_class(self)
-        if headed == bare:
-            return {name: name for name in weights}
-        if headed:  # a file with a head, a bare model here
-            return {
-                name.removeprefix(prefix) if name.startswith(prefix) else f"(head).{name}": name for name in weights
-            }
-        return {prefix + name: name for name in weights}
+        """Name here -> name in the checkpoint.
 
-    def _base_class(self) -> type:
-        """The class of the bare model: this one, or the one that the prefix names."""
-        inner = getattr(self, self.base_model_prefix, None)
-        return type(self) if inner is None else type(inner)
+        A bare model's weights fit into a model with a head, and the other way round: only the prefix differs.
+        """
+        prefix = f"{self.base_model_prefix}."
+        file_has_head = any(name.startswith(prefix) for name in weights)
+        model_has_head = hasattr(self, self.base_model_prefix)
+        if file_has_head == model_has_head:
+            return {name: name for name in weights}
+        if model_has_head:
+            return {prefix + name: name for name in weights}
+        # The head's own weights keep a name that no bare model has.
+        return {name.removeprefix(prefix) if name.startswith(prefix) else f"(head).{name}": name for name in weights}
 
     def _tie(self, found: dict[str, Any], report: LoadReport) -> None:
         """One array for the names that are one weight.
@@ -245,8 +238,8 @@ class PreTrainedModel(Module):
         model's checkpoint), is left out unless it is asked for, and ``load_report`` says so; transformers would give
         it random weights.
 
-        Weights stay mapped to their file where its dtype is the one asked for: don't overwrite the file in place
-            while the model lives.
+        Weights stay mapped to their file where its dtype is the one asked for: don't overwrite the file in place while
+        the model lives.
         """
         folder = resolve(
             name_or_path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token

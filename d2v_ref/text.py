@@ -1,5 +1,4 @@
-"""Data2VecText: a RoBERTa-shaped transformer (Baevski et al. 2022, sec. 4.3; Liu et al. 2019), from token ids to
-every head.
+"""Data2VecText: a RoBERTa-shaped transformer (Baevski et al. 2022; Liu et al. 2019), from token ids to every head.
 
 Names of classes, modules, weights and arguments are those of transformers 5.23
 (models/data2vec/modeling_data2vec_text.py).  Two things that transformers 4.x had and 5.x lost work here as they did
@@ -61,7 +60,7 @@ class Data2VecTextConfig(Config):
     classifier_dropout: float | None = None
     position_embedding_type: str = "absolute"
 
-    # facebook/data2vec-text-base; RoBERTa-large's shape, which the paper's large text model would have; one for tests.
+    # One for tests; facebook/data2vec-text-base; RoBERTa-large's shape, as no large text model was published.
     sizes = {
         "tiny": {
             "vocab_size": 1024,
@@ -117,7 +116,7 @@ class Data2VecTextConfig(Config):
         if self.add_cross_attention and not self.is_decoder:
             raise ConfigError("add_cross_attention needs a decoder", got="is_decoder=False", expected="is_decoder=True")
         if self.extra.get("pruned_heads"):
-            hint = "A head_mask of zeros gives the same outputs with the unpruned weights"
+            hint = "In an encoder, a head_mask of zeros gives the same outputs with the unpruned weights"
             raise ConfigError("pruned heads are not supported", got=self.extra["pruned_heads"], hint=hint)
 
     @property
@@ -371,8 +370,8 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             inputs_embeds: (B, T, D), in the place of the word embeddings.  Positions then count every token from pad
                 + 1, also after a cache.
             attention_mask: 1 where a token may be attended to: (B, S), with the causal rule added in a decoder; (B,
-                T, S), or booleans (B, 1 or H, T, S), as it is; floats (B, 1 or H, T, S) are added to the scores.
-                None: every token, padding too.
+                T, S), or booleans (B, 1 or H, T, S), as it is; floats (B, 1 or H, T, S) are added to the scores,
+                -inf as the dtype's lowest number.  None: every token, padding too.
             token_type_ids: (B, T); zeros if None.
             position_ids: (B, T) or (1, T); counted from the ids if None.
             encoder_hidden_states: (B, S', D), what a decoder's cross attention attends to.
@@ -387,53 +386,27 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         Raises:
             InputError: a wrong shape, dtype or range, a sequence that is too long, a number that is not finite.
         """
-        config, ops = self.config, self.ops
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError(
-                "give input_ids or inputs_embeds, one of them", got="both" if input_ids is not None else "neither"
-            )
-        if input_ids is not None:
-            input_ids = checks.indices("input_ids", input_ids, ("batch", "tokens"), config.vocab_size)
-            batch, length = input_ids.shape
-        else:
-            axes = ("batch", "tokens", config.hidden_size)
-            inputs_embeds = checks.array("inputs_embeds", inputs_embeds, axes, "f", ops.dtype)
-            batch, length = inputs_embeds.shape[:2]
-            inputs_embeds = ops.asarray(inputs_embeds)
-        if config.chunk_size_feed_forward and length % config.chunk_size_feed_forward:
-            expected = f"a multiple of chunk_size_feed_forward={config.chunk_size_feed_forward}"
-            raise InputError("the sequence does not divide into chunks", got=f"{length} tokens", expected=expected)
-
+        input_ids, inputs_embeds = self._tokens(input_ids, inputs_embeds)
+        batch, length = (inputs_embeds if input_ids is None else input_ids).shape[:2]
         cache = self._cache(past_key_values, use_cache, batch)
         past = 0 if cache is None else cache.length()
-        if position_ids is None:
-            position_ids = self.embeddings.position_ids(input_ids, batch, length, past)
-        hint = f"This model takes {config.max_length} tokens at a time: shorten or split the text"
-        rows = config.max_position_embeddings if self.embeddings.absolute else np.iinfo(np.int64).max
-        position_ids = checks.indices("position_ids", position_ids, ("batch", length), rows, hint)
-        if past + length > config.max_position_embeddings:  # the relative table's last distance
-            raise InputError("the sequence is too long", got=f"{past + length} tokens", hint=hint)
-        if token_type_ids is None:
-            token_type_ids = np.zeros((batch, length), np.int64)
-        token_type_ids = checks.indices("token_type_ids", token_type_ids, ("batch", length), config.type_vocab_size)
-        for name, ids in (("position_ids", position_ids), ("token_type_ids", token_type_ids)):
-            if len(ids) not in (1, batch):
-                raise InputError(f"{name} has the wrong batch size", got=len(ids), expected=f"1 or {batch}")
-
+        position_ids = self._positions(position_ids, input_ids, batch, length, past)
+        token_type_ids = np.zeros((batch, length), np.int64) if token_type_ids is None else token_type_ids
+        token_type_ids = self._indices("token_type_ids", token_type_ids, batch, length, self.config.type_vocab_size)
         states, cross_masks = self._cross(encoder_hidden_states, encoder_attention_mask, cache, batch, length)
         run = ForwardPass(
             cache=cache,
-            masks=self._masks("attention_mask", attention_mask, (batch, length, past + length), config.is_decoder),
+            masks=self._masks("attention_mask", attention_mask, (batch, length, past + length), self.config.is_decoder),
             states=states,
             cross_masks=cross_masks,
             head_masks=self._head_masks(head_mask),
-            probs=config.output_attentions if output_attentions is None else output_attentions,
+            probs=self.config.output_attentions if output_attentions is None else output_attentions,
         )
         x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)  # (B, T, D)
         x = self.encoder(x, run)  # (B, T, D)
         pooled = None if self.pooler is None else self.pooler(x)  # (B, D)
 
-        every_state = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        every_state = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=x,
             pooler_output=pooled,
@@ -442,6 +415,42 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             attentions=tuple(run.attentions) if run.probs else None,
             cross_attentions=tuple(run.cross_attentions) if run.probs and states is not None else None,
         )
+
+    def _tokens(self, input_ids: Any, inputs_embeds: Any) -> tuple[np.ndarray | None, Array]:
+        """Token ids (B, T) or embeddings (B, T, D), whichever is given."""
+        if (input_ids is None) == (inputs_embeds is None):
+            got = "neither" if input_ids is None else "both"
+            raise InputError("give input_ids or inputs_embeds, one of them", got=got)
+        if input_ids is not None:
+            given = input_ids = checks.indices("input_ids", input_ids, ("batch", "tokens"), self.config.vocab_size)
+        else:
+            axes = ("batch", "tokens", self.config.hidden_size)
+            given = checks.array("inputs_embeds", inputs_embeds, axes, "f", self.ops.dtype)
+            inputs_embeds = self.ops.asarray(given)
+        length, chunk = given.shape[1], self.config.chunk_size_feed_forward
+        if chunk and length % chunk:
+            expected = f"a multiple of chunk_size_feed_forward={chunk}"
+            raise InputError("the sequence does not divide into chunks", got=f"{length} tokens", expected=expected)
+        return input_ids, inputs_embeds
+
+    def _indices(self, name: str, ids: Any, batch: int, length: int, count: int) -> np.ndarray:
+        """Integers (B, T), or (1, T) for all rows alike."""
+        ids = checks.indices(name, ids, ("batch", length), count)
+        if len(ids) not in (1, batch):
+            raise InputError(f"{name} has the wrong batch size", got=len(ids), expected=f"1 or {batch}")
+        return ids
+
+    def _positions(self, given: Any, input_ids: np.ndarray | None, batch: int, length: int, past: int) -> np.ndarray:
+        """The tokens' positions: those given, or counted.  What has no row in a table of positions is too long."""
+        rows = self.config.max_position_embeddings
+        if given is not None:
+            return self._indices("position_ids", given, batch, length, rows)
+        counted = self.embeddings.position_ids(input_ids, batch, length, past)
+        if (counted.max() >= rows) if self.embeddings.absolute else (past + length > rows):
+            name, most = "inputs_embeds" if input_ids is None else "input_ids", self.config.max_length
+            hint = f"This model takes {most} tokens at a time: shorten or split the text"
+            raise InputError(f"{name}: the sequence is too long", got=f"{past + length} tokens", hint=hint)
+        return counted
 
     def _use_cache(self, use_cache: bool | None) -> bool:
         return self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
@@ -463,6 +472,11 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         if mask.ndim == 4:  # taken as it is: the causal rule too is the caller's
             heads = self.config.num_attention_heads if mask.shape[1] != 1 else 1
             rows = batch if mask.shape[0] != 1 else 1
+            if (
+                mask.dtype.kind == "f"
+            ):  # -inf hides a score as the lowest number does, without making NaN of an empty row
+                with np.errstate(over="ignore"):
+                    mask = np.maximum(mask.astype(self.ops.dtype), np.finfo(self.ops.dtype).min)
             mask = checks.array(name, mask, (rows, heads, length, keys), "bf", self.ops.dtype)
             return {"mask" if mask.dtype.kind == "b" else "bias": self.ops.asarray(mask)}
         if mask.ndim == 3:  # transformers 4.x: in the place of the causal rule

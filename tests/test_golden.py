@@ -342,7 +342,7 @@ def test_a_mismatch_on_the_command_line(bundles: dict[str, Path]) -> None:
         ({"input_ids": IDS[0]}, "has the wrong shape"),
         ({"input_ids": IDS[:, :0]}, "is empty"),
         ({"input_ids": IDS + 1020}, "is out of range"),
-        ({"input_ids": np.full((1, 500), 5)}, "is out of range"),
+        ({"input_ids": np.full((1, 500), 5)}, "is too long"),
         ({"input_ids": IDS, "attention_mask": MASK[:, 1:]}, "has the wrong shape"),
         ({"inputs_embeds": np.full((1, 2, 64), np.nan)}, "is not finite"),
         ({"input_ids": IDS, "past_key_values": np.array(3.0)}, "past_key_values has the wrong shape"),

@@ -64,8 +64,11 @@ MALFORMED: list[tuple[str, dict[str, Any]]] = [
     (r"^input_ids has the wrong shape .got .2, 5, 1.", {"input_ids": IDS[..., None]}),
     (r"^input_ids is empty .got .0, 5.", {"input_ids": IDS[:0]}),
     (r"^input_ids is empty .got .2, 0.", {"input_ids": IDS[:, :0]}),
-    (r"position_ids is out of range .got 20 .*This model takes 18 tokens", {"input_ids": np.full((1, 19), 5)}),
-    (r"position_ids is out of range .*This model takes 18 tokens", {"inputs_embeds": np.zeros((1, 19, 12))}),
+    (
+        r"^input_ids: the sequence is too long .got 19 tokens.*This model takes 18 tokens",
+        {"input_ids": np.full((1, 19), 5)},
+    ),
+    (r"^inputs_embeds: the sequence is too long .got 19 tokens.*takes 18", {"inputs_embeds": np.zeros((1, 19, 12))}),
     (r"^give input_ids or inputs_embeds, one of them .got neither", {}),
     (r"^give input_ids or inputs_embeds, one of them .got both", {"input_ids": IDS, "inputs_embeds": EMBEDS}),
     (
@@ -99,7 +102,8 @@ MALFORMED: list[tuple[str, dict[str, Any]]] = [
         r"^attention_mask has the wrong dtype .got int64; expected booleans or",
         {"attention_mask": np.ones((2, 1, 5, 5), int)},
     ),
-    (r"^attention_mask is not finite .got -inf", {"attention_mask": np.full((2, 1, 5, 5), -INF)}),
+    (r"^attention_mask is not finite .got inf", {"attention_mask": np.full((2, 1, 5, 5), INF)}),
+    (r"^attention_mask is not finite .got nan", {"attention_mask": np.full((2, 1, 5, 5), NAN)}),
     (r"^attention_mask has the wrong shape .got .1, 1, 1, 5, 5.", {"attention_mask": np.ones((1, 1, 1, 5, 5))}),
     (r"^token_type_ids is out of range .got 2 at .0, 0.; expected 0 ... 1", {"token_type_ids": np.full((2, 5), 2)}),
     (r"^token_type_ids has the wrong shape .got .2, 4.", {"token_type_ids": np.zeros((2, 4), int)}),
@@ -143,13 +147,25 @@ def with_choices(name: str, value: Any) -> Any:
     return value[:, None] if array else value
 
 
+@pytest.mark.parametrize("lowest", [-INF, np.finfo(np.float64).min, np.finfo(np.float32).min])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_additive_mask_hides_with_any_lowest_number(lowest: float, dtype: str) -> None:
+    """As booleans do: also where a query sees nothing, and whatever dtype the number was the lowest of."""
+    model = build(MODEL, dtype=dtype)
+    seen = np.random.default_rng(0).random((2, 1, 5, 5)) < 0.6
+    seen[0, 0, 1] = False
+    want = model(IDS, attention_mask=seen).last_hidden_state
+    got = model(IDS, attention_mask=np.where(seen, 0.0, lowest)).last_hidden_state
+    np.testing.assert_array_equal(got, want)
+
+
 def test_a_number_too_large_for_the_dtype_is_refused_in_that_dtype_only() -> None:
     single = build(MODEL, dtype="float32")
     words = r"inputs_embeds is not finite .got 1e.300 at .0, 0, 0.; expected finite numbers in float32"
     refused(single, words, inputs_embeds=spoilt(EMBEDS, 1e300))
-    lowest = np.full((2, 1, 5, 5), np.finfo(np.float64).min)
-    refused(single, r"attention_mask is not finite .*float32", input_ids=IDS, attention_mask=lowest)
-    assert models[MODEL](IDS, attention_mask=lowest).last_hidden_state.shape == (2, 5, 12)
+    largest = np.full((2, 1, 5, 5), 1e300)
+    refused(single, r"attention_mask is not finite .*float32", input_ids=IDS, attention_mask=largest)
+    assert models[MODEL](IDS, attention_mask=largest).last_hidden_state.shape == (2, 5, 12)
     refused(single, "head_mask is not finite", input_ids=IDS, head_mask=[1e300, 1, 1])
 
 
@@ -158,8 +174,10 @@ def test_the_longest_sequence_passes_and_one_more_token_does_not(name: str) -> N
     ids = np.full((1, 18), 5)
     assert main_output(models[name](ids)).shape[0] == 1
     refused(models[name], "takes 18 tokens at a time", input_ids=np.full((1, 19), 5))
-    # Padding takes no position: more of it than there are positions still fits the table, not the model.
-    refused(models[name], "too long .got 21 tokens", input_ids=np.pad(ids, ((0, 0), (0, 3)), constant_values=1))
+    # Padding takes no position, so there may be more tokens than positions.
+    padded = np.pad(ids, ((0, 0), (0, 3)), constant_values=1)
+    got, want = main_output(models[name](padded, padded != 1)), main_output(models[name](ids))
+    np.testing.assert_allclose(got[:, :18] if got.shape[1:2] == (21,) else got, want, atol=1e-12)
     relative = build(name, position_embedding_type="relative_key")
     assert main_output(relative(np.full((1, 20), 5))).shape[0] == 1
     refused(relative, "too long .got 21 tokens.*takes 20 tokens", input_ids=np.full((1, 21), 5))
@@ -233,7 +251,7 @@ PASTS: list[tuple[str, Any]] = [
     (r"past_key_values has the wrong dtype .got <U", [("a", "b"), ("c", "d")]),
     (r"past_key_values has the wrong dtype .got object", [(None, None), (None, None)]),
     (r"past_key_values is empty", pairs(length=0)),
-    (r"position_ids is out of range .*takes 18 tokens", pairs(length=14)),
+    (r"the sequence is too long .got 19 tokens.*takes 18 tokens", pairs(length=14)),
 ]  # fmt: skip
 
 

@@ -1,5 +1,4 @@
-"""How far a computation in a smaller floating-point format may be from the exact one: bounds that are computed, not
-chosen.
+"""How far a computation in a smaller floating-point format may be off: bounds that are computed, not chosen.
 
 Every operation is run in float64, and to its result is added a random share of the rounding error that the operation
 could make in the smaller format.  For a sum of n products that share is ``u sqrt(n) sum |x_i w_i|``: the dot-product

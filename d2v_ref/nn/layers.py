@@ -29,11 +29,10 @@ class Linear(Module):
         self.bias: Any = Parameter((outputs,))
 
     def __call__(self, x: Array, activation: Activation | str | None = None, residual: Array = None) -> Array:
-        """residual + activation(x W^T + b): one operation of the backend, or, when recorded, each output under its
-        own name.
+        """residual + activation(x W^T + b).
 
-        ``activation`` is a child of the caller where Hugging Face has a module for it, and a name where it calls a
-        function.
+        One operation of the backend, or, when recorded, several, each output under its own name.  ``activation`` is a
+        child of the caller where Hugging Face has a module for it, and a name where it calls a function.
         """
         if not recording():
             name = activation.name if isinstance(activation, Activation) else activation

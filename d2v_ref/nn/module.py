@@ -25,8 +25,7 @@ _sink: ContextVar[Sink | None] = ContextVar("d2v_ref_sink", default=None)
 
 @contextmanager
 def recorder(sink: Sink) -> Iterator[None]:
-    """While the block runs, ``sink(name, value)`` is told every module's output and every tap, in the order of
-    computation.
+    """While the block runs, ``sink(name, value)`` is told every module's output and every tap, as they are computed.
 
     A recorded run doesn't fuse: a Linear's output is seen before its activation and its residual.  Values are the
     backend's arrays and must not be changed.
@@ -115,9 +114,7 @@ class Module:
         return tuple(declared)
 
     def bind(self, arrays: dict[str, Any], ops: Ops) -> None:
-        """Give every declared weight its array, converted once for the backend; arrays that are one stay one (tied
-        weights).
-        """
+        """Give every declared weight its array, converted once for the backend; tied weights stay one array."""
         converted: dict[int, Array] = {}
         for path, module in self.named_modules():
             module.path, module.ops = path, ops

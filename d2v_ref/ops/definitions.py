@@ -166,9 +166,7 @@ class Ops:
         return x * self.relu6(x + 3.0) / 6.0
 
     def laplace(self, x: Array) -> Array:
-        """(1 + erf((x - mu) / (sigma sqrt 2))) / 2 with mu = 0.707107, sigma = 0.282095 (Ma et al. 2022, MEGA; HF
-        LaplaceActivation).
-        """
+        """(1 + erf((x - mu) / (sigma sqrt 2))) / 2, mu = 0.707107, sigma = 0.282095 (Ma et al. 2022; HF's laplace)."""
         from scipy.special import erf
 
         return 0.5 * (1.0 + erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
