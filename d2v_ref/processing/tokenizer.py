@@ -123,7 +123,7 @@ class TextTokenizer:
             token=token,
             weights=False,
         )
-        settings = _settings(folder)
+        settings = read_settings(folder)
         special = {name: settings.get(name, default) for name, default in SPECIAL_TOKENS.items()}
         names = {name: value["content"] if isinstance(value, dict) else value for name, value in special.items()}
         whole = (folder / "tokenizer.json").is_file()
@@ -336,7 +336,7 @@ def _read(path: Path) -> str:
         raise CheckpointError(f"is not UTF-8: {error}", path=path, hint="Download it again") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
@@ -346,12 +346,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, and over it, unless it lists added tokens itself, special_tokens_map.json (as in HF)."""
     path, table = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    settings = _read_json(path) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
     if table.is_file() and "added_tokens_decoder" not in settings:
-        settings = {**settings, **_read_json(table)}
+        settings = {**settings, **read_json(table)}
     for name in SPECIAL_TOKENS:
         value = settings.get(name)
         text = value.get("content") if isinstance(value, dict) else value
@@ -366,7 +366,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _read_tokenizer_json(path: Path) -> Any:
-    _read_json(path)  # to tell a file that is cut off from one of another kind
+    read_json(path)  # to tell a file that is cut off from one of another kind
     tokenizers = _import_tokenizers()
     try:
         return tokenizers.Tokenizer.from_file(str(path))
@@ -376,7 +376,7 @@ def _read_tokenizer_json(path: Path) -> Any:
 
 def _read_vocabulary(vocab: Path, merges: Path) -> Any:
     _import_tokenizers()
-    ids = _read_json(vocab)
+    ids = read_json(vocab)
     if not all(isinstance(index, int) and index >= 0 for index in ids.values()):
         raise CheckpointError("is not a vocabulary", path=vocab, expected='{"token": id, ...}')
     lines = _read(merges).split("\n")  # not splitlines, which would split inside tokens
@@ -436,7 +436,7 @@ def _add_tokens(backend: Any, folder: Path, settings: Mapping[str, Any]) -> None
     else:
         extra = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
         special = {token["content"] if isinstance(token, dict) else token for token in extra}
-        tokens = _read_json(path) if path.is_file() else {}
+        tokens = read_json(path) if path.is_file() else {}
         listed = {index: {"content": token, "special": token in special} for token, index in tokens.items()}
     try:
         added = [(int(index), tokenizers.AddedToken(**token)) for index, token in listed.items()]
