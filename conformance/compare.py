@@ -11,13 +11,17 @@ from d2v_ref.errors import ConformanceError
 
 
 def relative_error(got: np.ndarray, want: np.ndarray, scale: float | None = None) -> float:
-    """max |got - want| / max |want|: an error is measured against the array's own size.  NaN must meet NaN."""
+    """max |got - want| / max |want|: an error is measured against the array's own size.
+
+    NaN must meet NaN, and infinity the same infinity.
+    """
     if got.shape != want.shape:
         raise ConformanceError("shapes differ", got=got.shape, expected=want.shape)
     got, want = got.astype(np.float64), want.astype(np.float64)
-    if not np.array_equal(np.isnan(got), np.isnan(want)):
+    finite = np.isfinite(want)
+    if not np.array_equal(got[~finite], want[~finite], equal_nan=True) or not np.isfinite(got[finite]).all():
         return float("inf")
-    got, want = np.nan_to_num(got, nan=0.0), np.nan_to_num(want, nan=0.0)
+    got, want = np.where(finite, got, 0.0), np.where(finite, want, 0.0)
     largest = np.abs(want).max(initial=0.0) if scale is None else scale
     difference = np.abs(got - want).max(initial=0.0)
     return float(difference / largest) if largest else float(difference)
@@ -39,7 +43,7 @@ def compare(got: Mapping[str, Any], want: Mapping[str, Any], bound: float | Mapp
             allowed, scale = bound, _scale(name, want)
         error = relative_error(np.asarray(got[name]), np.asarray(want[name]), scale)
         tally.arrays += 1
-        tally.worst = max(tally.worst, error / allowed)
+        tally.worst = max(tally.worst, error / allowed if allowed else float(error > 0))
         if not error <= allowed:
             raise ConformanceError(f"{name} differs", got=f"an error of {error:.3g}", expected=f"at most {allowed:.3g}")
 
@@ -49,7 +53,7 @@ def _scale(name: str, arrays: Mapping[str, Any]) -> float | None:
     if name not in ("loss", "#loss"):
         return None
     sizes = [np.abs(np.asarray(value)) for key, value in arrays.items() if key.endswith("logits") or key == name]
-    return float(max(np.nan_to_num(size, nan=0.0).max(initial=0.0) for size in sizes))
+    return float(max(np.nan_to_num(size, nan=0.0, posinf=0.0).max(initial=0.0) for size in sizes))
 
 
 def flatten(outputs: Any) -> dict[str, np.ndarray]:

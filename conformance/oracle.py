@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,15 @@ import torch
 import transformers
 
 import d2v_ref
-from conformance.compare import flatten
+from conformance.compare import compare, flatten
 from d2v_ref import synth
 from d2v_ref.auto import model_class
+from d2v_ref.golden.bounds import PROBES, tolerances
+from d2v_ref.ops import Ops
 
 torch.set_num_threads(1)  # tiny models: threads only cost
 
+EXACT = 1e-10  # relative, float64: far above its rounding, far below any difference in what is computed
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -73,12 +77,12 @@ def run_recorded(model: Any, inputs: dict[str, Any], dtype: str) -> tuple[Any, d
     seen: dict[str, list[Any]] = defaultdict(list)
 
     def watch(path: str) -> Any:
-        return lambda module, args, output: seen[path].append(output)
+        return lambda module, args, output: seen[path].append(_kept(output))
 
     hooks = [
         module.register_forward_hook(watch(path))
         for path, module in model.named_modules()
-        if not isinstance(module, torch.nn.Dropout)
+        if not isinstance(module, (torch.nn.Dropout, torch.nn.CrossEntropyLoss))
     ]
     try:
         out = run(model, inputs, dtype)
@@ -88,10 +92,20 @@ def run_recorded(model: Any, inputs: dict[str, Any], dtype: str) -> tuple[Any, d
     return out, {name: value for path, calls in seen.items() for name, value in _taps(path, calls)}
 
 
+def _kept(output: Any) -> Any:
+    """A copy of a module's output where transformers may write into it later (masked frames)."""
+    if isinstance(output, torch.Tensor):
+        return output.clone()
+    if type(output) is tuple:
+        return tuple(_kept(value) for value in output)
+    return output
+
+
 def _taps(path: str, calls: list[Any]) -> Iterator[tuple[str, np.ndarray]]:
     """What our recorder calls the same things: a module's output, ``#probs`` of an attention, ``#field`` of a model."""
     first = calls[0]
-    if (isinstance(first, transformers.utils.ModelOutput) and hasattr(first, "pooler_output")) or path == "":
+    bare = any(hasattr(first, name) for name in ("pooler_output", "extract_features"))
+    if (isinstance(first, transformers.utils.ModelOutput) and bare) or path == "":
         for name, value in first.items():
             if isinstance(value, torch.Tensor):
                 yield f"{path}#{name}", value.numpy()
@@ -99,7 +113,7 @@ def _taps(path: str, calls: list[Any]) -> Iterator[tuple[str, np.ndarray]]:
         yield path, first.last_hidden_state.numpy()
     elif isinstance(first, tuple):
         yield path, first[0].numpy()
-        if path.endswith(".self"):
+        if path.endswith(".self") or ("data2vec_text" not in path and re.search(r"layers\.\d+\.attention$", path)):
             yield f"{path}#probs", first[1].numpy()
     else:
         yield path, torch.cat(calls, dim=1).numpy() if len(calls) > 1 else first.numpy()
@@ -107,20 +121,54 @@ def _taps(path: str, calls: list[Any]) -> Iterator[tuple[str, np.ndarray]]:
 
 @contextmanager
 def _losses_in_full(dtype: str) -> Iterator[None]:
-    """In float64, make transformers' ``logits.float()`` before a language model's loss a no-op: it rounds what should
-    be the yardstick.
+    """In float64, have transformers not round to float32 before a loss, neither with ``logits.float()`` (language
+    models) nor with ``log_softmax(..., dtype=torch.float32)`` (CTC): it rounds what should be the yardstick.
     """
     if dtype != "float64":
         yield
         return
-    original = torch.Tensor.float
+    to_float, log_softmax = torch.Tensor.float, torch.nn.functional.log_softmax
     torch.Tensor.float = lambda self: self
+    torch.nn.functional.log_softmax = lambda x, dim, dtype=None: log_softmax(x, dim)
     try:
         yield
     finally:
-        torch.Tensor.float = original
+        torch.Tensor.float, torch.nn.functional.log_softmax = to_float, log_softmax
 
 
 def everything(outputs: Any, taps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs and taps in one table."""
     return {**flatten(outputs), **taps}
+
+
+def hold_exact(name: str, config: d2v_ref.Config, inputs: dict[str, Any], seed: int, tally: Any) -> None:
+    """Every module's output, every output and the loss, in float64; then the outputs of a run that nobody records."""
+    ours, theirs = pair(name, config, seed, "float64")
+    want = everything(*run_recorded(theirs, inputs, "float64"))
+    got = everything(*ours.record(**inputs))
+    compare(got, want, EXACT, tally[f"{name}, float64, every module"])
+    plain = everything(ours(**inputs), {})  # it may fuse and chunk
+    compare(plain, {key: want[key] for key in plain}, EXACT, tally[f"{name}, float64, unrecorded"])
+
+
+def hold_within_bound(name: str, config: d2v_ref.Config, inputs: dict[str, Any], seed: int, tally: Any) -> None:
+    """In float32, within what the operations' error bounds allow (d2v_ref/golden/bounds.py)."""
+    inputs = {
+        k: v.astype("float32") if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v for k, v in inputs.items()
+    }
+    ours, theirs = pair(name, config, seed, "float32")
+    want = everything(*run_recorded(theirs, inputs, "float32"))
+    got = everything(*ours.record(**inputs))
+    compare(got, want, bounds(ours, inputs), tally[f"{name}, float32, every module"])
+
+
+def bounds(model: Any, inputs: dict[str, Any], probes: int = PROBES) -> dict[str, float]:
+    """What float32 may be off by, output by output."""
+
+    def run(ops: Ops) -> dict[str, np.ndarray]:
+        return everything(*model.with_ops(ops).record(**inputs))
+
+    allowed = tolerances(run, run(Ops("float64")), probes=probes)
+    for loss in {"loss", "#loss"} & set(allowed):  # the loss itself rounds too, as the logits that it is made of
+        allowed[loss] += max(bound for key, bound in allowed.items() if key.endswith("logits"))
+    return allowed

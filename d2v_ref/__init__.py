@@ -17,6 +17,12 @@ __version__ = "0.1.0"
 _HOME = {
     "Cache": "d2v_ref.cache",
     "Config": "d2v_ref.config",
+    "Data2VecAudioConfig": "d2v_ref.audio",
+    "Data2VecAudioForAudioFrameClassification": "d2v_ref.audio",
+    "Data2VecAudioForCTC": "d2v_ref.audio",
+    "Data2VecAudioForSequenceClassification": "d2v_ref.audio",
+    "Data2VecAudioForXVector": "d2v_ref.audio",
+    "Data2VecAudioModel": "d2v_ref.audio",
     "Data2VecTextConfig": "d2v_ref.text",
     "Data2VecTextForCausalLM": "d2v_ref.text",
     "Data2VecTextForMaskedLM": "d2v_ref.text",
@@ -32,6 +38,9 @@ _HOME = {
     "get_ops": "d2v_ref.ops",
     "ModelOutput": "d2v_ref.outputs",
     "TextTokenizer": "d2v_ref.processing",
+    "Wav2Vec2CTCTokenizer": "d2v_ref.processing",
+    "Wav2Vec2FeatureExtractor": "d2v_ref.processing",
+    "read_audio": "d2v_ref.processing",
     "load": "d2v_ref.auto",
     "pipeline": "d2v_ref.tasks",
     "D2VError": "d2v_ref.errors",
@@ -46,6 +55,14 @@ _HOME = {
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test holds the two lists together
+    from d2v_ref.audio import (
+        Data2VecAudioConfig,
+        Data2VecAudioForAudioFrameClassification,
+        Data2VecAudioForCTC,
+        Data2VecAudioForSequenceClassification,
+        Data2VecAudioForXVector,
+        Data2VecAudioModel,
+    )
     from d2v_ref.auto import load
     from d2v_ref.cache import Cache
     from d2v_ref.config import Config
@@ -61,7 +78,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test holds 
     from d2v_ref.ops import Ops, backends, get_ops
     from d2v_ref.outputs import ModelOutput
     from d2v_ref.pretrained import LoadReport, PreTrainedModel
-    from d2v_ref.processing import TextTokenizer
+    from d2v_ref.processing import TextTokenizer, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, read_audio
     from d2v_ref.tasks import pipeline
     from d2v_ref.text import (
         Data2VecTextConfig,

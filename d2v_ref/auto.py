@@ -19,6 +19,11 @@ MODELS = {
     "Data2VecTextForMultipleChoice": "d2v_ref.text",
     "Data2VecTextForTokenClassification": "d2v_ref.text",
     "Data2VecTextForQuestionAnswering": "d2v_ref.text",
+    "Data2VecAudioModel": "d2v_ref.audio",
+    "Data2VecAudioForCTC": "d2v_ref.audio",
+    "Data2VecAudioForSequenceClassification": "d2v_ref.audio",
+    "Data2VecAudioForAudioFrameClassification": "d2v_ref.audio",
+    "Data2VecAudioForXVector": "d2v_ref.audio",
 }
 
 

@@ -106,6 +106,29 @@ def sequence_classification_loss(logits: np.ndarray, labels: Any, problem_type: 
     return mse_loss(logits, targets) if problem_type == "regression" else bce_with_logits_loss(logits, targets)
 
 
+def frame_loss(logits: np.ndarray, labels: Any) -> np.ndarray:
+    """cross_entropy against each frame's class: logits and labels (B, T, C), 1 for the class (one-hot).
+
+    Of several, the first largest counts (HF's audio frame classification).
+    """
+    labels = checks.array("labels", labels, logits.shape, "biuf", logits.dtype)
+    classes = logits.shape[-1]
+    return cross_entropy(logits.reshape(-1, classes), labels.reshape(-1, classes).argmax(axis=1))
+
+
+def am_softmax_loss(cos_theta: np.ndarray, labels: Any, scale: float = 30.0, margin: float = 0.4) -> np.ndarray:
+    """cross_entropy of scale (cos theta_c - margin [c is the label]) (Wang et al. 2018, eq. 6; HF AMSoftmaxLoss).
+
+    Args:
+        cos_theta: (B, C), the cosines between embeddings and classes.
+        labels: (B,), classes 0 ... C-1.
+    """
+    batch, classes = cos_theta.shape
+    labels = checks.indices("labels", checks.anything("labels", labels).reshape(-1), (batch,), classes)
+    psi = cos_theta - margin * (np.arange(classes) == labels[:, None]).astype(cos_theta.dtype)
+    return cross_entropy(scale * psi, labels)
+
+
 def question_answering_loss(start_logits: np.ndarray, end_logits: np.ndarray, starts: Any, ends: Any) -> np.ndarray:
     """Mean of the cross entropies of start and end: logits (B, T), positions (B,) or (B, 1).
 

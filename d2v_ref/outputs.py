@@ -109,3 +109,28 @@ class QuestionAnsweringModelOutput(ModelOutput):
     end_logits: Array = None  # (B, T)
     hidden_states: Arrays | None = None
     attentions: Arrays | None = None
+
+
+@dataclass
+class Wav2Vec2BaseModelOutput(ModelOutput):
+    last_hidden_state: Array = None  # (B, T, D)
+    extract_features: Array = None  # (B, T, C): normalised outputs of the convolutions
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@dataclass
+class CausalLMOutput(ModelOutput):
+    loss: Array = None  # ()
+    logits: Array = None  # (B, T, V)
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@dataclass
+class XVectorOutput(ModelOutput):
+    loss: Array = None  # ()
+    logits: Array = None  # (B, D): the embeddings after a last layer
+    embeddings: Array = None  # (B, D)
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None

@@ -35,12 +35,14 @@ class LoadReport:
     fresh: list[str] = field(default_factory=list)  # parameters that were missing and drawn anew
     absent: list[str] = field(default_factory=list)  # optional modules left out, since the checkpoint has none
     unused: dict[str, str] = field(default_factory=dict)  # name in the checkpoint -> why
+    quirks: dict[str, str] = field(default_factory=dict)  # see PreTrainedModel.quirks
 
     def __str__(self) -> str:
         lines = [f"{self.origin}: {len(self.used)} weights used, {len(self.tied)} tied, {len(self.unused)} unused"]
         lines += [f"  unused {name}: {reason}" for name, reason in self.unused.items()]
         lines += [f"  fresh {name}: missing from the checkpoint, drawn anew" for name in self.fresh]
         lines += [f"  left out {name}: the checkpoint has no weights for it" for name in self.absent]
+        lines += [f"  quirk {name}: {what}" for name, what in self.quirks.items()]
         return "\n".join(lines)
 
 
@@ -83,6 +85,7 @@ class PreTrainedModel(Module):
         self.load_report: LoadReport | None = None
         if weights is not None:
             report = LoadReport(origin)
+            report.quirks = self.quirks()
             arrays = self._match(weights, report, init_missing)
             self.bind(arrays, get_ops(backend, dtype))
             self.load_report = report
@@ -132,6 +135,10 @@ class PreTrainedModel(Module):
             option: getattr(self, module) is not None for module, option in self.optional_modules.items()
         }
         return type(self)(self.config, self.state_dict(), backend=ops, **options)
+
+    def quirks(self) -> dict[str, str]:
+        """What this configuration makes the model do that a reader of it would not expect: setting -> what."""
+        return {}
 
     def num_parameters(self) -> int:
         """How many numbers the model holds; tied weights count once."""

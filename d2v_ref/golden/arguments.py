@@ -53,4 +53,5 @@ def _parameters(model: PreTrainedModel) -> set[str]:
     """The names of its forward pass, and of the bare model's, to which a head hands on what it doesn't know."""
     bare = getattr(model, model.base_model_prefix, model)
     both = {**inspect.signature(bare.forward).parameters, **inspect.signature(model.forward).parameters}
-    return {name for name, parameter in both.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    names = {name for name, parameter in both.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    return names - {"generator"}  # who draws is no data: a bundle holds mask_time_indices instead

@@ -25,6 +25,7 @@ Array = Any
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 PROBES = 8
+LOSSES = ("loss", "#loss", "objective")  # the names of those that are computed of the logits, by no operation
 
 
 class RoundingProbe(Ops):
@@ -57,13 +58,27 @@ class RoundingProbe(Ops):
             y = self.activation(activation, y)
         return y if residual is None else residual + y
 
+    def conv1d(self, x: Array, weight: Array, bias: Array = None, *shape: int, **named: int) -> Array:
+        size = super().conv1d(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias), *shape, **named)
+        y = super().conv1d(x, weight, bias, *shape, **named)
+        return y + self._off(size, weight.shape[1] * weight.shape[2] + 1)
+
+    def glu(self, x: Array) -> Array:
+        y = super().glu(x)
+        return y + self._off(np.abs(y) * (1 + np.abs(x[..., y.shape[-1] :])), 4)
+
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         largest = np.abs(x).max(-1, keepdims=True)  # (..., 1)
         deviation = np.sqrt(x.var(-1, keepdims=True) + eps)
         y = super().layer_norm(x + self._off(np.abs(x)), weight, bias, eps)
         # A mean that is off by what the large values round to shifts all of the row: much, if they are nearly equal.
-        shift = self._off(largest, x.shape[-1]) / deviation * weight
-        return y + shift + self._off(np.abs(y) + np.abs(bias), 4)
+        shift = self._off(largest, x.shape[-1]) / deviation * (1.0 if weight is None else weight)
+        return y + shift + self._off(np.abs(y) + (0.0 if bias is None else np.abs(bias)), 4)
+
+    def statistics_pooling(self, x: Array, lengths: list[int]) -> Array:
+        y = super().statistics_pooling(x + self._off(np.abs(x)), lengths)
+        # A mean that is off adds to a deviation that is nothing, and hardly to another.
+        return y + self._off(np.abs(y), 4) + self._off(np.abs(x).max((1, 2), initial=0.0)[:, None], x.shape[1])
 
     def relative_key_bias(self, q: Array, k: Array, heads: int, weight: Array, with_key: bool) -> Array:
         size = super().relative_key_bias(np.abs(q), np.abs(k), heads, np.abs(weight), with_key)
@@ -109,12 +124,25 @@ def tolerances(
     """
     u = UNIT_ROUNDOFF[dtype]
     worst = {name: 2 * u * _largest(value) for name, value in exact.items()}
+    worst.update({name: _rounding_of_a_loss(name, exact, u) for name in LOSSES if name in exact})
     for seed in range(probes):
         for name, value in run(RoundingProbe(u, seed)).items():
-            worst[name] = max(worst[name], _largest(value - exact[name]))
+            with np.errstate(invalid="ignore"):  # infinity less itself
+                worst[name] = max(worst[name], _largest(value - exact[name]))
     return {name: 2 * error for name, error in worst.items()}
 
 
+def _rounding_of_a_loss(name: str, exact: dict[str, np.ndarray], u: float) -> float:
+    """A loss is made of numbers as large as itself, as the logits, and as 1, which a softmax takes the logarithm of.
+
+    They are added up along the classes, the frames or the batch, each term a few roundings.
+    """
+    logits = [value for key, value in exact.items() if key.endswith("logits")]
+    terms = max((length for value in logits for length in value.shape), default=1)
+    size = _largest(exact[name]) + max((_largest(value) for value in logits), default=0.0) + 1
+    return 4 * u * math.sqrt(terms) * size
+
+
 def _largest(x: np.ndarray) -> float:
-    """max |x|; a NaN (the loss of no label) has no size."""
-    return float(np.nan_to_num(np.abs(x), nan=0.0).max(initial=0.0))
+    """max |x|; what isn't finite (the loss of no label, or of labels that don't fit) has no size."""
+    return float(np.nan_to_num(np.abs(x), nan=0.0, posinf=0.0).max(initial=0.0))

@@ -14,8 +14,8 @@ Array = Any
 class Activation(Module):
     """An activation by Hugging Face's name (ACT2FN).  (...) -> (...)."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, channels_first: bool = False) -> None:
+        self.name, self.channels_first = name, channels_first
 
     def forward(self, x: Array) -> Array:
         return self.ops.activation(self.name, x)
@@ -49,9 +49,9 @@ class Linear(Module):
 class LayerNorm(Module):
     """Layer normalisation of the last axis (Ba et al. 2016; torch.nn.LayerNorm).  (..., D) -> (..., D)."""
 
-    def __init__(self, width: int, eps: float) -> None:
-        self.weight: Any = Parameter((width,))
-        self.bias: Any = Parameter((width,))
+    def __init__(self, width: int, eps: float, elementwise_affine: bool = True) -> None:
+        self.weight: Any = Parameter((width,)) if elementwise_affine else None
+        self.bias: Any = Parameter((width,)) if elementwise_affine else None
         self.eps = eps
 
     def forward(self, x: Array) -> Array:
@@ -66,3 +66,19 @@ class Embedding(Module):
 
     def forward(self, ids: np.ndarray) -> Array:
         return self.ops.embedding(ids, self.weight)
+
+
+class Conv1d(Module):
+    """A convolution over time (torch.nn.Conv1d), channels last.  x (B, T, inputs) -> (B, T', outputs)."""
+
+    channels_first = True
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1, *, bias: bool
+    ) -> None:
+        self.weight: Any = Parameter((outputs, inputs // groups, kernel))
+        self.bias: Any = Parameter((outputs,)) if bias else None
+        self.stride, self.padding, self.groups = stride, padding, groups
+
+    def forward(self, x: Array) -> Array:
+        return self.ops.conv1d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)

@@ -61,6 +61,7 @@ class Module:
 
     path: str = ""
     ops: Ops
+    channels_first = False  # whether Hugging Face's output is (B, C, ...), where this one's is (B, ..., C)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.forward")
@@ -71,10 +72,13 @@ class Module:
         return out
 
     def show(self, out: Any) -> None:
-        """Tell the recorder this module's output: an array, or the first of a tuple."""
+        """Tell the recorder this module's output, an array or the first of a tuple, in Hugging Face's layout."""
         sink = _sink.get()
         if sink is not None:
-            sink(self.path, out[0] if isinstance(out, tuple) else out)
+            value = out[0] if isinstance(out, tuple) else out
+            if self.channels_first:
+                value = value.transpose(0, value.ndim - 1, *range(1, value.ndim - 1))
+            sink(self.path, value)
 
     def tap(self, point: str, value: Array) -> None:
         """Tell the recorder a value inside this module."""

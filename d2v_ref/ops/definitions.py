@@ -4,7 +4,8 @@ The body of a method is the definition of the operation.  A backend is a subclas
 what it does not override falls through to the definition.  Fused operations (``linear`` with an activation and a
 residual, ``project``, ``attention``) are written with the simpler ones: a fusion is defined by what it fuses.
 
-Shapes: B batch, T query length, S key length, D width, H heads, d = D / H head size.  Arrays are of the dtype that
+Shapes: B batch, T query length, S key length, D width, H heads, d = D / H head size; in convolutions C channels, k
+taps, g groups.  Arrays are of the dtype that
 the ``Ops`` was made for, ``float32`` or ``float64``; indices are integers and masks are booleans.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,7 +21,7 @@ import numpy as np
 from d2v_ref.errors import BackendError, InputError
 
 if TYPE_CHECKING:
-    from d2v_ref.nn import Linear, Module
+    from d2v_ref.nn import Conv1d, LayerNorm, Linear, Module
 
 Array = Any
 
@@ -48,6 +50,10 @@ ACTIVATIONS = {
     "sqrtsoftplus": "sqrtsoftplus",
     "tanh": "tanh",
 }
+
+
+# Elements that a convolution works on at a time: its windows stay in a processor's cache, however long the signal is.
+_BLOCK = 1 << 20
 
 
 class Ops:
@@ -161,6 +167,13 @@ class Ops:
         """x where positive, else 0.01 x (torch.nn.LeakyReLU's default slope)."""
         return np.where(x > 0.0, x, 0.01 * x)
 
+    def glu(self, x: Array) -> Array:
+        """a sigmoid(b), where a and b are the halves of the last axis (Dauphin et al. 2017).  (..., 2C) -> (..., C)."""
+        if x.shape[-1] % 2:
+            raise InputError("glu: the last axis does not halve", got=x.shape, expected="(..., an even number)")
+        half = x.shape[-1] // 2
+        return x[..., :half] * self.sigmoid(x[..., half:])
+
     def hardswish(self, x: Array) -> Array:
         """x relu6(x + 3) / 6 (Howard et al. 2019)."""
         return x * self.relu6(x + 3.0) / 6.0
@@ -210,20 +223,99 @@ class Ops:
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         """(x - mean) / sqrt(var + eps) * weight + bias over the last axis, population variance (Ba et al. 2016).
 
-        (..., D) -> (..., D).
+        x (..., D), weight and bias (D,), or both None for 1 and 0 -> (..., D).
         """
-        if x.shape[-1:] != weight.shape:
+        if weight is not None and x.shape[-1:] != weight.shape:
             raise InputError(
                 "layer_norm: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[0]})"
             )
         centred = x - x.mean(-1, keepdims=True)
         var = np.square(centred).mean(-1, keepdims=True)
-        return centred / np.sqrt(var + eps) * weight + bias
+        normed = centred / np.sqrt(var + eps)
+        return normed if weight is None else normed * weight + bias
+
+    def conv1d(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array = None,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> Array:
+        """y[t, o] = bias[o] + sum_c,j weight[o, c, j] x[t stride + j dilation - padding, c] (torch.nn.Conv1d).
+
+        Channels last.  c runs over the input channels of o's group; x is 0 outside its T frames.
+
+        Args:
+            x: (B, T, C).
+            weight: (O, C / g, k), as torch has it.
+            bias: (O,).
+
+        Returns:
+            (B, T', O) with T' = floor((T + 2 padding - dilation (k - 1) - 1) / stride) + 1.
+        """
+        outputs, width, taps = weight.shape
+        span = dilation * (taps - 1) + 1
+        if x.ndim != 3 or x.shape[2] != width * groups or outputs % groups:
+            expected = f"(B, T, {width * groups})"
+            raise InputError("conv1d: the channels do not fit the weight", got=x.shape, expected=expected)
+        x = _padded("conv1d", x, padding, span)
+        windows = np.lib.stride_tricks.sliding_window_view(x, span, axis=1)[:, ::stride, :, ::dilation]
+        windows = windows.swapaxes(2, 3)  # (B, T', k, C), a view: no window is copied yet
+        batch, frames = windows.shape[:2]
+        matrix = weight.reshape(groups, outputs // groups, width, taps).swapaxes(2, 3)
+        matrix = matrix.reshape(groups, outputs // groups, taps * width).swapaxes(1, 2)  # (g, k C/g, O/g)
+        y = np.empty((batch, frames, outputs), x.dtype)
+        for start, stop in _blocks(frames, batch * taps * x.shape[2]):
+            block = windows[:, start:stop].reshape(batch, stop - start, taps, groups, width)
+            block = block.transpose(3, 0, 1, 2, 4).reshape(groups, -1, taps * width)  # (g, B T', k C/g)
+            product = (block @ matrix).reshape(groups, batch, stop - start, -1)
+            y[:, start:stop] = product.transpose(1, 2, 0, 3).reshape(batch, stop - start, outputs)
+        return y if bias is None else y + bias
+
+    def conv_norm_act(self, x: Array, conv: Conv1d, norm: LayerNorm, activation: str) -> Array:
+        """activation(layer_norm(conv1d(x))), a block of frames at a time.  x (B, T, C) -> (B, T', O).
+
+        ``conv`` and ``norm`` are modules, so that a backend finds what it prepared for them.
+        """
+        taps, outputs = conv.weight.shape[2], conv.weight.shape[0]
+        x = _padded("conv_norm_act", x, conv.padding, taps)
+        frames = (x.shape[1] - taps) // conv.stride + 1
+        out = np.empty((x.shape[0], frames, outputs), x.dtype)
+        for start, stop in _blocks(frames, x.shape[0] * max(taps * x.shape[2], outputs)):
+            signal = x[:, start * conv.stride : (stop - 1) * conv.stride + taps]
+            y = self.conv1d(signal, conv.weight, conv.bias, conv.stride, groups=conv.groups)
+            y = self.layer_norm(y, norm.weight, norm.bias, norm.eps)
+            out[:, start:stop] = self.activation(activation, y)
+        return out
+
+    def statistics_pooling(self, x: Array, lengths: list[int]) -> Array:
+        """Mean and unbiased standard deviation of each row's first frames (Snyder et al. 2018, sec. 3.1).
+
+        Args:
+            x: (B, T, C).
+            lengths: B numbers, each a Python slice's end: more than T is T, and a negative one counts from the end.
+
+        Returns:
+            (B, 2 C), the means first.  NaN for the mean of no frame and the deviation of fewer than two.
+        """
+        rows = []
+        for row, length in zip(x, lengths, strict=True):
+            own = row[:length]  # (n, C)
+            count = own.shape[0]
+            mean = own.sum(0) / (count or math.nan)
+            variance = np.square(own - mean).sum(0) / (count - 1 if count > 1 else math.nan)
+            rows.append(self.concatenate((mean, np.sqrt(variance)), axis=0)[None])  # (1, 2 C)
+        return self.concatenate(tuple(rows), axis=0)
 
     def softmax(self, x: Array) -> Array:
         """exp(x_i) / sum_j exp(x_j) over the last axis, shifted by the maximum so that nothing overflows."""
-        e = np.exp(x - x.max(-1, keepdims=True))
-        return e / e.sum(-1, keepdims=True)
+        e = x - x.max(-1, keepdims=True)
+        np.exp(e, out=e)
+        e /= e.sum(-1, keepdims=True)
+        return e
 
     def log_softmax(self, x: Array) -> Array:
         """x_i - log sum_j exp(x_j) over the last axis."""
@@ -318,6 +410,21 @@ class Ops:
         """The operations that a backend computes itself; the rest are the definitions above."""
         methods = [name for name, value in vars(Ops).items() if inspect.isfunction(value) and not name.startswith("_")]
         return sorted(name for name in methods if getattr(cls, name) is not getattr(Ops, name))
+
+
+def _padded(operation: str, x: Array, padding: int, span: int) -> Array:
+    """x (B, T, C) with zeros before and after, long enough for a kernel that spans so many frames."""
+    if x.ndim != 3 or x.shape[1] + 2 * padding < span:
+        expected = f"(B, at least {span - 2 * padding}, C)"
+        raise InputError(f"{operation}: the signal is shorter than the kernel", got=x.shape, expected=expected)
+    return np.pad(x, ((0, 0), (padding, padding), (0, 0))) if padding else x
+
+
+def _blocks(frames: int, elements: int) -> Iterator[tuple[int, int]]:
+    """0 ... frames in pieces, where a frame takes so many elements."""
+    step = max(1, _BLOCK // elements)
+    for start in range(0, frames, step):
+        yield start, min(start + step, frames)
 
 
 def _check_heads(operation: str, heads: int, q: Array, *others: Array) -> None:
