@@ -43,7 +43,7 @@ class _Commands(click.Group):
             say_error(D2VError(f"the system refuses: {error.strerror}", path=error.filename))
             code = 3
         except MemoryError:
-            say_error(D2VError("the memory does not suffice", hint="Give shorter texts, or fewer at a time"))
+            say_error(D2VError("the memory does not suffice", hint="Give shorter inputs, or fewer at a time"))
             code = 3
         context.exit(code)
 

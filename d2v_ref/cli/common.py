@@ -6,8 +6,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,17 +19,51 @@ from d2v_ref.errors import D2VError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+STANDARD_INPUT = "standard input"
+
 # One word with such an ending is meant as a file: if there is none, a typing error would otherwise be run as a text.
-_FILE_NAME = re.compile(r"\S+\.(txt|text|md|csv|tsv|json|jsonl|npz|safetensors)", re.IGNORECASE)
+_FILE_NAME = re.compile(r"\S+\.(txt|text|md|csv|tsv|json|jsonl|npz|safetensors|wav|flac|ogg|mp3)", re.IGNORECASE)
 
 
 class Option(click.Option):
-    """An option that says under which heading of the help it goes, or which tasks it is for."""
+    """An option that says where in the help it goes, and where it means something: for which tasks, for which kind of
+    model, and beside which other option.
+    """
 
-    def __init__(self, *args: Any, section: str | None = None, tasks: Sequence[str] = (), **settings: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        section: str | None = None,
+        tasks: Sequence[str] = (),
+        modality: str | None = None,
+        needs: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
         super().__init__(*args, **settings)
-        self.tasks = tasks
-        self.section = section or (f"For {', '.join(tasks)}" if tasks else "Options")
+        self.tasks, self.modality, self.needs = tasks, modality, needs
+        meant = ", ".join(tasks) or (f"{modality} models" if modality else "")
+        self.section = section or (f"For {meant}" if meant else "Options")
+
+
+@dataclass
+class Job:
+    """What ``d2v-ref run`` has to do.
+
+    Attributes:
+        names: what each answer is the answer to.
+        total: of the steps that ``run`` reports.
+        run: the answers, given whom to tell of each step.
+        lines: a readable answer.
+        single: whether JSON is one answer and no list.
+        arrays: the arrays that go to a file by name, for a task that has them.
+    """
+
+    names: list[str]
+    total: float
+    run: Callable[[Callable[[float], None]], list[Any]]
+    lines: Callable[[Any], Iterable[str]]
+    single: bool
+    arrays: Callable[[list[Any]], dict[str, Any]] | None = None
 
 
 class SectionedCommand(click.Command):
@@ -49,7 +84,7 @@ def load_options(dtype: str | None = "float32") -> Callable[[Command], Command]:
     """Where a model comes from and who computes: the options of every command that loads one."""
     option = partial(click.option, cls=Option, section="Loading")
     dtypes = click.Choice(["float32", "float64"])
-    options = (
+    return options(
         option("--backend", metavar="NAME", default="numpy", show_default=True, help="See `d2v-ref backends`."),
         option(
             "--dtype",
@@ -63,8 +98,12 @@ def load_options(dtype: str | None = "float32") -> Callable[[Command], Command]:
         option("--local-files-only", is_flag=True, help="Download nothing."),
     )
 
+
+def options(*adders: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator; the help shows them in this order."""
+
     def decorate(command: Command) -> Command:
-        for add in reversed(options):
+        for add in reversed(adders):
             command = add(command)
         return command
 
@@ -73,6 +112,7 @@ def load_options(dtype: str | None = "float32") -> Callable[[Command], Command]:
 
 def say_error(error: D2VError) -> int:
     """The one line of an error, on standard error, and the exit code."""
+    error.path = error.path and spoken(error.path)
     click.echo(f"d2v-ref: {click.style('error', fg='red', bold=True)}: {visible(str(error))}", err=True)
     return error.exit_code
 
@@ -82,7 +122,7 @@ def read_texts(inputs: Sequence[str]) -> list[str]:
     texts: list[str] = []
     for given in inputs or ("-",):
         if given == "-":
-            texts += _lines(_standard_input(waiting=not inputs), "standard input")
+            texts += _lines(_standard_input(waiting=not inputs), STANDARD_INPUT)
         elif is_file(given):
             texts += _lines(read_bytes(Path(given)), given)
         else:
@@ -124,7 +164,7 @@ def _standard_input(waiting: bool) -> bytes:
     try:
         return sys.stdin.buffer.read()
     except OSError as error:
-        raise InputError(f"can't be read: {error.strerror}", path="standard input") from None
+        raise InputError(f"can't be read: {error.strerror}", path=STANDARD_INPUT) from None
 
 
 def _lines(data: bytes, name: str) -> list[str]:
@@ -144,10 +184,15 @@ def _decode(data: bytes, name: str) -> str:
         raise InputError("is not UTF-8", path=name, got=got, expected="text in UTF-8", hint=hint) from None
 
 
+def spoken(path: str | Path) -> str:
+    """A path as the user knows it; the copy of a recording that came on standard input is in a temporary folder."""
+    return STANDARD_INPUT if Path(path).name == STANDARD_INPUT else str(path)
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
     """A progress bar on a terminal's standard error, for work of more than one step."""
-    if total < 2 or not sys.stderr.isatty():
+    if total <= 1 or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
@@ -163,6 +208,12 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def say_json(value: Any) -> None:
+def to_json(value: Any) -> str:
     """A result as JSON: NumPy's arrays and numbers as lists and numbers, letters beyond ASCII as escapes."""
-    click.echo(json.dumps(value, indent=2, allow_nan=False, default=lambda x: x.tolist()))
+    return json.dumps(value, indent=2, allow_nan=False, default=lambda x: x.tolist())
+
+
+def vector_lines(vectors: Any) -> Iterator[str]:
+    """The first numbers of each vector of an array (..., D)."""
+    for row in vectors.reshape(-1, vectors.shape[-1]):
+        yield f"{' '.join(f'{number:9.5f}' for number in row[:6])} ...  ({vectors.shape[-1]} numbers)"

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from d2v_ref.cli.common import SectionedCommand, is_file, load_options, progress, read_texts, say_json, visible
+from d2v_ref.cli.common import SectionedCommand, is_file, load_options, progress, read_texts, to_json, visible
+from d2v_ref.cli.recordings import recordings
 from d2v_ref.errors import InputError
 
 ARRAYS = (".npz", ".safetensors")
@@ -39,10 +40,12 @@ def record(
     """Run MODEL on INPUT and write every module's output to a bundle.
 
     INPUT is a text, several (a batch; the choices of a multiple-choice model), a file with one text a line, - for
-    standard input, or an .npz or .safetensors file with the arrays of the forward pass by Hugging Face's names.
+    standard input, or an .npz or .safetensors file with the arrays of the forward pass by Hugging Face's names.  For a
+    model of speech it is a sound file, or several (a batch, padded as the model's feature extractor pads it).
 
     \b
     d2v-ref golden record my-model "A text." -o my-bundle
+    d2v-ref golden record my-speech-model speech.wav -o my-bundle
     d2v-ref golden record my-model input_ids.npz -o my-bundle
     """
     from d2v_ref import golden as goldens
@@ -65,6 +68,8 @@ def record(
 def _arrays(inputs: tuple[str, ...], folder: Path, model: Any) -> dict[str, Any]:
     if len(inputs) == 1 and inputs[0].endswith(ARRAYS) and is_file(inputs[0]):
         return _read_arrays(Path(inputs[0]))
+    if model.config.model_type == "data2vec-audio":
+        return _features(inputs, folder)
     from d2v_ref.processing import TextTokenizer
 
     encoding = TextTokenizer.from_pretrained(folder)(read_texts(inputs), max_length=model.config.max_length)
@@ -72,6 +77,14 @@ def _arrays(inputs: tuple[str, ...], folder: Path, model: Any) -> dict[str, Any]
     if type(model).__name__.endswith("ForMultipleChoice"):
         arrays = {name: array[None] for name, array in arrays.items()}  # (1, choices, T)
     return arrays
+
+
+def _features(inputs: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    from d2v_ref.processing import Wav2Vec2FeatureExtractor, read_audio
+
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    signals = [read_audio(path, extractor.sampling_rate) for path in recordings(inputs)]
+    return extractor(signals, padding=True).arrays()
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:
@@ -135,7 +148,7 @@ def check(
     report = goldens.check(bundle, model=model, backend=backend, dtype=dtype, **where)
     if as_json:
         first = None if report.first is None else report.first.name
-        say_json({"passed": report.passed, "first": first, "rows": [asdict(row) for row in report.rows]})
+        click.echo(to_json({"passed": report.passed, "first": first, "rows": [asdict(row) for row in report.rows]}))
     else:
         _say_report(report, everything)
     ctx.exit(0 if report.passed else 1)

@@ -1,6 +1,6 @@
-"""From a text to an answer: Hugging Face's pipelines for the text models."""
+"""From a text or a recording to an answer: Hugging Face's pipelines."""
 
-from d2v_ref.tasks.base import TextPipeline
-from d2v_ref.tasks.choosing import TASKS, infer_task, pipeline
+from d2v_ref.tasks.base import Pipeline
+from d2v_ref.tasks.choosing import TASKS, Task, infer_task, pipeline
 
-__all__ = ["TASKS", "TextPipeline", "infer_task", "pipeline"]
+__all__ = ["TASKS", "Pipeline", "Task", "infer_task", "pipeline"]

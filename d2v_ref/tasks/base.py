@@ -1,107 +1,62 @@
-"""What all pipelines share: batches of texts of similar lengths, and answers in the order the texts came in.
-
-Shapes: B rows of a batch, T tokens of the longest of them.
-"""
+"""What the pipelines of every modality share: batches, and answers that are finite numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from d2v_ref.config import fits
 from d2v_ref.errors import CheckpointError, InputError
 from d2v_ref.nn import recorder
 from d2v_ref.ops import Ops
 from d2v_ref.pretrained import PreTrainedModel
-from d2v_ref.processing.tokenizer import Encoding, TextTokenizer, pad
 
 definitions = Ops()  # in NumPy, for what has left the model's backend
 
-Progress = Callable[[int], None]
-Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids (B, T), mask (B, T) -> (B, ...)
+Progress = Callable[[float], None]
+Forward = Callable[..., np.ndarray]  # the arrays of a batch -> (B, ...)
+Row = TypeVar("Row")
 
 
-class TextPipeline:
-    """A model and its tokenizer, called with texts.
-
-    Every pipeline's call takes, besides its own arguments:
-        batch_size: how many rows go through the model at once.  The results don't depend on it, up to rounding.
-        truncation: cut texts that are too long; else they are an InputError.
-        progress: called with 1 after each finished input.
-    """
+class Pipeline:
+    """A model and what turns inputs into its arrays and its outputs into answers."""
 
     task: ClassVar[str]
-    padding_side: ClassVar[Literal["right", "left"]] = "right"
+    modality: ClassVar[str]  # what it is called with: "text" or "audio"
+    parts: ClassVar[dict[str, Any]]  # argument of the constructor -> its class, for what it needs beside the model
 
-    def __init__(self, model: PreTrainedModel, tokenizer: TextTokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        config: Any = model.config
-        if tokenizer.vocab_size > config.vocab_size:
-            hint = "Use the tokenizer that the model was trained with"
-            got, expected = f"{tokenizer.vocab_size} tokens", f"at most the model's {config.vocab_size}"
-            raise InputError("the tokenizer does not fit the model", got=got, expected=expected, hint=hint)
-        self.vocab_size: int = config.vocab_size
-        limit = tokenizer.model_max_length  # HF's tokenizers name a huge number where they have no limit
-        self.max_length: int = config.max_length if limit is None else int(min(limit, config.max_length))
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
 
-    def encode(self, text: Any, pair: Any = None, *, truncation: bool) -> Encoding:
-        """One row for a text or a pair, or for each of several; an InputError if one is too long and may not be cut."""
-        return self.tokenizer(text, pair, max_length=self.max_length, truncation=truncation)
-
-    def encode_all(self, items: Sequence[Any], encode: Callable[[Any], Encoding]) -> list[Encoding]:
-        """``encode`` of each item, before the model runs at all; an error says which item of several it is about."""
-        encodings = []
-        for i, item in enumerate(items):
-            try:
-                encodings.append(encode(item))
-            except InputError as error:
-                if len(items) == 1:
-                    raise
-                message = f"input {i}: {error.message}"
-                raise InputError(message, got=error.got, expected=error.expected, hint=error.hint) from None
-        return encodings
-
-    def logits(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """What the model's head says of a batch: (B, ...)."""
-        return self.model(ids, attention_mask=mask, return_dict=True).logits
-
-    def run(
+    def outputs(
         self,
-        encodings: Sequence[Encoding],
+        rows: Iterable[Row],
+        collate: Callable[[list[Row]], tuple[Any, ...]],
         forward: Forward,
-        finish: Callable[[int, list[np.ndarray]], Any],
         *,
         batch_size: int,
-        progress: Progress | None,
-    ) -> list[Any]:
-        """``finish(i, outputs of its rows)`` for each encoding i, in their order.
+    ) -> Iterator[tuple[Row, np.ndarray]]:
+        """Each row and its output, in the order of the rows: ``batch_size`` rows are taken and computed at a time.
 
-        Rows go through ``forward`` from the shortest to the longest, so that there is little padding; an input is
-        finished as soon as its last row is, so that little is kept.
+        ``collate`` makes the arrays of a batch, which ``forward`` is given.
         """
-        if batch_size < 1:
-            raise InputError("batch_size is too small", got=batch_size, expected="1 or more")
-        rows = [(i, j, ids) for i, encoding in enumerate(encodings) for j, ids in enumerate(encoding.rows())]
-        rows.sort(key=lambda row: len(row[2]))
-        outputs: list[dict[int, np.ndarray]] = [{} for _ in encodings]
-        results: list[Any] = [None] * len(encodings)
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            ids = pad([row for _, _, row in batch], self.tokenizer.pad_token_id, self.padding_side)
-            mask = pad([np.ones(len(row)) for _, _, row in batch], 0, self.padding_side)
-            for (i, j, _), output in zip(batch, self.finite(forward, ids, mask), strict=True):
-                outputs[i][j] = output
-                if len(outputs[i]) == len(encodings[i].input_ids):
-                    results[i] = finish(i, [outputs[i].pop(k) for k in range(len(outputs[i]))])
-                    if progress is not None:
-                        progress(1)
-        return results
+        if not fits(batch_size, int) or batch_size < 1:
+            raise InputError("batch_size is no number of rows", got=repr(batch_size), expected="1 or more")
 
-    def finite(self, forward: Forward, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """``forward(ids, mask)``, or a CheckpointError that names where numbers that are not finite came up first."""
+        def batches() -> Iterator[tuple[Row, np.ndarray]]:
+            remaining = iter(rows)
+            while batch := list(islice(remaining, batch_size)):
+                yield from zip(batch, self.finite(forward, *collate(batch)), strict=True)
+
+        return batches()
+
+    def finite(self, forward: Forward, *arrays: Any) -> np.ndarray:
+        """``forward(*arrays)``, or a CheckpointError that names where numbers that are not finite came up first."""
         with np.errstate(all="ignore"):  # the error below says more
-            output = forward(ids, mask)
+            output = forward(*arrays)
             if np.isfinite(output).all():
                 return output
             found: list[str] = []
@@ -111,7 +66,7 @@ class TextPipeline:
                     found.append(name)
 
             with recorder(look):
-                forward(ids, mask)
+                forward(*arrays)
         weights = [name for name, value in self.model.state_dict().items() if not np.isfinite(value).all()]
         hint = "All weights are finite: try dtype='float64' (--dtype float64)"
         if weights:
@@ -119,6 +74,19 @@ class TextPipeline:
         got = f"NaN or infinity, first from {found[0] if found else 'the whole model'}"
         origin = self.model.load_report.origin if self.model.load_report else None
         raise CheckpointError("the model's output is not finite", path=origin, got=got, hint=hint)
+
+
+def each(items: Sequence[Any], prepare: Callable[[Any], Any]) -> list[Any]:
+    """``prepare`` of every input, before the model runs at all; an error says which input of several it is about."""
+    prepared = []
+    for i, item in enumerate(items):
+        try:
+            prepared.append(prepare(item))
+        except InputError as error:
+            if len(items) > 1 and error.path is None:  # a path says it already
+                error.message = f"input {i}: {error.message}"
+            raise
+    return prepared
 
 
 def as_list(inputs: Any) -> list[Any]:
@@ -144,6 +112,6 @@ def as_records(inputs: Any, fields: Sequence[str], given: dict[str, Any]) -> lis
 
 def checked_top_k(top_k: Any) -> int:
     """How many answers are wanted."""
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+    if not fits(top_k, int) or top_k < 1:
         raise InputError("top_k is no number of answers", got=repr(top_k), expected="1 or more")
     return top_k

@@ -3,101 +3,158 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from d2v_ref.auto import architecture, model_class
 from d2v_ref.checkpoints import open_checkpoint, resolve
+from d2v_ref.config import CONFIG_NAME, read_config_json
 from d2v_ref.errors import InputError
 from d2v_ref.pretrained import PreTrainedModel
-from d2v_ref.processing.tokenizer import TextTokenizer
-from d2v_ref.tasks.base import TextPipeline
-from d2v_ref.tasks.feature_extraction import FeatureExtraction
+from d2v_ref.tasks.audio_classification import AudioClassification
+from d2v_ref.tasks.audio_frame_classification import AudioFrameClassification
+from d2v_ref.tasks.base import Pipeline
+from d2v_ref.tasks.feature_extraction import AudioFeatureExtraction, TextFeatureExtraction
 from d2v_ref.tasks.fill_mask import FillMask
 from d2v_ref.tasks.multiple_choice import MultipleChoice
 from d2v_ref.tasks.question_answering import QuestionAnswering
+from d2v_ref.tasks.speaker import SpeakerEmbedding, SpeakerVerification
+from d2v_ref.tasks.speech_recognition import AutomaticSpeechRecognition
 from d2v_ref.tasks.text_classification import TextClassification
 from d2v_ref.tasks.text_generation import TextGeneration
 from d2v_ref.tasks.token_classification import TokenClassification
 
-# Task -> its pipeline and the class of model that it takes.
-TASKS: dict[str, tuple[type[TextPipeline], str]] = {
-    "fill-mask": (FillMask, "Data2VecTextForMaskedLM"),
-    "text-classification": (TextClassification, "Data2VecTextForSequenceClassification"),
-    "token-classification": (TokenClassification, "Data2VecTextForTokenClassification"),
-    "question-answering": (QuestionAnswering, "Data2VecTextForQuestionAnswering"),
-    "multiple-choice": (MultipleChoice, "Data2VecTextForMultipleChoice"),
-    "text-generation": (TextGeneration, "Data2VecTextForCausalLM"),
-    "feature-extraction": (FeatureExtraction, "Data2VecTextModel"),
-}
+
+class Task(NamedTuple):
+    """A task, a class of model that does it, and the pipeline for the two."""
+
+    name: str
+    model: str
+    pipeline: type[Pipeline]
+
+
+# A name may stand for several classes of model; the first task of a class is the one that is meant without a name.
+TASKS = (
+    Task("fill-mask", "Data2VecTextForMaskedLM", FillMask),
+    Task("text-classification", "Data2VecTextForSequenceClassification", TextClassification),
+    Task("token-classification", "Data2VecTextForTokenClassification", TokenClassification),
+    Task("question-answering", "Data2VecTextForQuestionAnswering", QuestionAnswering),
+    Task("multiple-choice", "Data2VecTextForMultipleChoice", MultipleChoice),
+    Task("text-generation", "Data2VecTextForCausalLM", TextGeneration),
+    Task("feature-extraction", "Data2VecTextModel", TextFeatureExtraction),
+    Task("automatic-speech-recognition", "Data2VecAudioForCTC", AutomaticSpeechRecognition),
+    Task("audio-classification", "Data2VecAudioForSequenceClassification", AudioClassification),
+    Task("audio-frame-classification", "Data2VecAudioForAudioFrameClassification", AudioFrameClassification),
+    Task("speaker-embedding", "Data2VecAudioForXVector", SpeakerEmbedding),
+    Task("speaker-verification", "Data2VecAudioForXVector", SpeakerVerification),
+    Task("feature-extraction", "Data2VecAudioModel", AudioFeatureExtraction),
+)
 _HUB = ("revision", "cache_dir", "local_files_only", "token")
 
 
 def infer_task(model_class_name: str) -> str:
     """The task of a model's class: "Data2VecTextForMaskedLM" -> "fill-mask"."""
-    for task, (_, name) in TASKS.items():
-        if name == model_class_name:
-            return task
-    expected = " or ".join(name for _, name in TASKS.values())
-    raise InputError("no task is known for this class of model", got=model_class_name, expected=expected)
+    return _tasks_of(model_class_name)[0].name
+
+
+def _tasks_of(*classes: str) -> list[Task]:
+    """All tasks of any of these classes."""
+    found = [task for task in TASKS if task.model in classes]
+    if not found:
+        expected = _either(task.model for task in TASKS)
+        raise InputError("no task is known for this class of model", got=classes[0], expected=expected)
+    return found
 
 
 def pipeline(
     task: str | None,
     model: PreTrainedModel | str | Path,
-    tokenizer: TextTokenizer | str | Path | None = None,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
     **load_options: Any,
 ) -> Any:
     """A callable that does a task (HF ``transformers.pipeline``).
 
     Args:
-        task: one of ``TASKS``; None for the task of the model, or of the class that the checkpoint names.
+        task: the name of one of ``TASKS``; None for the task of the model, or of the class that the checkpoint names.
         model: a model, or where to load one from: a folder or a hub id.
         tokenizer: a tokenizer, or where to load one from; the model's checkpoint if None.
+        feature_extractor: the same for the feature extractor of an audio model; of these only speech recognition has a
+            tokenizer too.
         load_options: as in ``PreTrainedModel.from_pretrained``, for a model that is loaded.
 
     Raises:
-        InputError: an unknown task, one that does not fit the model, or a model without a tokenizer.
+        InputError: an unknown task, one that does not fit the model, a model that is loaded already without a tokenizer
+            or feature extractor, or one of these where the task has no use for it.
         ConfigError, CheckpointError, UnavailableError: as in ``from_pretrained``; text-generation with a model that is
             no decoder.
     """
-    if task is not None and task not in TASKS:
-        raise InputError("unknown task", got=task, expected=" or ".join(TASKS))
+    if task is not None and task not in {known.name for known in TASKS}:
+        raise InputError("unknown task", got=task, expected=_either(known.name for known in TASKS))
     hub = {name: load_options[name] for name in _HUB if name in load_options}
+    given = {"tokenizer": tokenizer, "feature_extractor": feature_extractor}
     if isinstance(model, PreTrainedModel):
         if load_options:
             raise InputError("load options were given for a model that is loaded already", got=", ".join(load_options))
-        if tokenizer is None:
-            expected = "tokenizer=, a TextTokenizer or a checkpoint"
-            raise InputError("a model that is loaded already needs a tokenizer", expected=expected)
-        task = _fitting(task, model)
+        chosen = _of_model(task, model)
+        for name, kind in chosen.pipeline.parts.items():
+            if given[name] is None:
+                expected = f"{name}=, a {kind.__name__} or a checkpoint"
+                raise InputError(f"a model that is loaded already needs a {_words(name)}", expected=expected)
     else:
-        tokenizer = model if tokenizer is None else tokenizer
-        task = task or _task_of_checkpoint(model, hub)
-        model = model_class(TASKS[task][1]).from_pretrained(model, **load_options)
-    if not isinstance(tokenizer, TextTokenizer):
-        tokenizer = TextTokenizer.from_pretrained(tokenizer, **hub)
-    return TASKS[task][0](model, tokenizer)
+        chosen = _of_checkpoint(task, model, hub)
+    for name in [name for name, source in given.items() if source is not None and name not in chosen.pipeline.parts]:
+        hint = f"It needs a {' and a '.join(map(_words, chosen.pipeline.parts))}"
+        raise InputError(f"{chosen.name} of a {chosen.model} takes no {_words(name)}", hint=hint)
+    parts = {
+        name: _part(kind, model if given[name] is None else given[name], hub)
+        for name, kind in chosen.pipeline.parts.items()
+    }
+    if not isinstance(model, PreTrainedModel):
+        model = model_class(chosen.model).from_pretrained(model, **load_options)
+    return chosen.pipeline(model, **parts)
 
 
-def _fitting(task: str | None, model: PreTrainedModel) -> str:
-    """The task, if this model does it."""
-    names = {base.__name__ for base in type(model).__mro__}
-    fitting = [known for known, (_, name) in TASKS.items() if name in names] or [infer_task(type(model).__name__)]
-    if task is not None and task not in fitting:
-        message = f"a {type(model).__name__} does not do this task"
-        hint = f"Load the checkpoint as {TASKS[task][1]}, or give its path in the place of the model"
-        raise InputError(message, got=task, expected=" or ".join(fitting), hint=hint)
-    return fitting[0]
+def _part(kind: Any, source: Any, hub: dict[str, Any]) -> Any:
+    return source if isinstance(source, kind) else kind.from_pretrained(source, **hub)
 
 
-def _task_of_checkpoint(name_or_path: str | Path, hub: dict[str, Any]) -> str:
-    """The task of the class that config.json names.
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _either(names: Any) -> str:
+    return " or ".join(dict.fromkeys(names))
+
+
+def _of_model(name: str | None, model: PreTrainedModel) -> Task:
+    """The task of this name, if this model does it; its first if there is no name."""
+    fitting = _tasks_of(*(base.__name__ for base in type(model).__mro__))
+    for task in fitting:
+        if name in (None, task.name):
+            return task
+    message, expected = f"a {type(model).__name__} does not do this task", _either(task.name for task in fitting)
+    others = _either(task.model for task in TASKS if task.name == name)
+    hint = f"Load the checkpoint as {others}, or give its path in the place of the model"
+    raise InputError(message, got=name, expected=expected, hint=hint)
+
+
+def _of_checkpoint(name: str | None, where: str | Path, hub: dict[str, Any]) -> Task:
+    """The task of this name for the checkpoint's kind of model; the one of the class that it names without a name.
 
     The published facebook/data2vec-text-base names the bare model, though its weights have a language model's head: a
     checkpoint like this is for fill-mask.
     """
-    folder = resolve(name_or_path, **hub)
-    task = infer_task(architecture(folder))
-    if task == "feature-extraction" and any(name.startswith("lm_head.") for name in open_checkpoint(folder)):
-        return "fill-mask"
-    return task
+    folder = resolve(where, weights=name is None, **hub)
+    if name is not None:
+        candidates = [task for task in TASKS if task.name == name]
+        kind = read_config_json(folder / CONFIG_NAME).get("model_type")
+        kinds = {model_class(task.model).config_class.model_type: task for task in candidates}
+        if kind is None:
+            kind = next(iter(kinds)) if len(kinds) == 1 else model_class(architecture(folder)).config_class.model_type
+        if kind not in list(kinds):
+            raise InputError(f"{name} is not for this kind of model", path=where, got=kind, expected=_either(kinds))
+        return kinds[kind]
+    cls = architecture(folder)
+    if cls == "Data2VecTextModel" and any(key.startswith("lm_head.") for key in open_checkpoint(folder)):
+        cls = "Data2VecTextForMaskedLM"
+    return _tasks_of(cls)[0]

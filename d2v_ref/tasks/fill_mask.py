@@ -8,7 +8,8 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 from d2v_ref.processing.tokenizer import Encoding
-from d2v_ref.tasks.base import Progress, TextPipeline, as_list, checked_top_k, definitions
+from d2v_ref.tasks.base import Progress, as_list, checked_top_k, definitions, each
+from d2v_ref.tasks.text import TextPipeline
 
 
 class FillMask(TextPipeline):
@@ -37,7 +38,7 @@ class FillMask(TextPipeline):
         """
         if checked_top_k(top_k) > self.vocab_size:
             raise InputError("top_k is larger than the vocabulary", got=top_k, expected=f"at most {self.vocab_size}")
-        encodings = self.encode_all(as_list(inputs), lambda text: self._encode(text, truncation))
+        encodings = each(as_list(inputs), lambda text: self._encode(text, truncation))
 
         def finish(i: int, outputs: list[np.ndarray]) -> list[Any]:
             return self._answers(encodings[i].input_ids[0], outputs[0], top_k)

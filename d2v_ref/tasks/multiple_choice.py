@@ -8,7 +8,8 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 from d2v_ref.processing.tokenizer import Encoding
-from d2v_ref.tasks.base import Progress, TextPipeline, as_records, definitions
+from d2v_ref.tasks.base import Progress, as_records, definitions, each
+from d2v_ref.tasks.text import TextPipeline
 
 
 class MultipleChoice(TextPipeline):
@@ -36,7 +37,7 @@ class MultipleChoice(TextPipeline):
             A list of {"choice", "index", "score"}, or a list of these for a list of inputs.
         """
         records = as_records(inputs, ("prompt", "choices"), {"prompt": prompt, "choices": choices})
-        encodings = self.encode_all(records, lambda record: self._encode(record, truncation))
+        encodings = each(records, lambda record: self._encode(record, truncation))
 
         def finish(i: int, outputs: list[np.ndarray]) -> list[dict[str, Any]]:
             p = definitions.softmax(np.array(outputs))  # (choices,)

@@ -8,7 +8,8 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 from d2v_ref.processing.tokenizer import Encoding
-from d2v_ref.tasks.base import Progress, TextPipeline, as_records, checked_top_k, definitions
+from d2v_ref.tasks.base import Progress, as_records, checked_top_k, definitions, each
+from d2v_ref.tasks.text import TextPipeline
 
 _WINDOW, _STRIDE = 384, 128  # tokens: HF's max_seq_len and doc_stride, those of BERT on SQuAD (Devlin et al. 2018)
 
@@ -57,7 +58,7 @@ class QuestionAnswering(TextPipeline):
         def encode(record: dict[str, str]) -> Encoding:
             return self.tokenizer.windows(record["question"], record["context"], max_length=length, stride=stride)
 
-        encodings = self.encode_all(records, encode)
+        encodings = each(records, encode)
 
         def finish(i: int, outputs: list[np.ndarray]) -> Any:
             return self._answers(records[i]["context"], encodings[i], outputs, top_k, max_answer_len)

@@ -8,7 +8,8 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 from d2v_ref.processing.tokenizer import Encoding
-from d2v_ref.tasks.base import Progress, TextPipeline, as_list, checked_top_k, definitions
+from d2v_ref.tasks.base import Progress, as_list, checked_top_k, definitions, each
+from d2v_ref.tasks.text import TextPipeline
 
 Label = dict[str, Any]
 
@@ -39,7 +40,7 @@ class TextClassification(TextPipeline):
             and one of them each for a list.
         """
         count = None if top_k is None or top_k == "best" else checked_top_k(top_k)
-        encodings = self.encode_all(as_list(inputs), lambda item: self._encode(item, truncation))
+        encodings = each(as_list(inputs), lambda item: self._encode(item, truncation))
 
         def finish(i: int, outputs: list[np.ndarray]) -> list[Label]:
             return self._labels(outputs[0])

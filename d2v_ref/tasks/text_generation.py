@@ -11,7 +11,8 @@ from d2v_ref.errors import ConfigError, InputError
 from d2v_ref.generation import GenerationSettings
 from d2v_ref.pretrained import PreTrainedModel
 from d2v_ref.processing.tokenizer import Encoding, TextTokenizer
-from d2v_ref.tasks.base import Progress, TextPipeline, as_list
+from d2v_ref.tasks.base import Progress, as_list, each
+from d2v_ref.tasks.text import TextPipeline
 
 
 class TextGeneration(TextPipeline):
@@ -66,7 +67,7 @@ class TextGeneration(TextPipeline):
         def encode(prompt: Any) -> Encoding:
             return self.tokenizer(prompt, max_length=room, truncation=truncation)
 
-        encodings = self.encode_all(prompts, encode)
+        encodings = each(prompts, encode)
 
         def forward(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
             self.finite(self.logits, ids, mask)  # tokens don't show that they were chosen among NaNs

@@ -9,7 +9,8 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 from d2v_ref.processing.tokenizer import Encoding
-from d2v_ref.tasks.base import Progress, TextPipeline, as_list, definitions
+from d2v_ref.tasks.base import Progress, as_list, definitions, each
+from d2v_ref.tasks.text import TextPipeline
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -59,7 +60,7 @@ class TokenClassification(TextPipeline):
         if aggregation_strategy not in STRATEGIES:
             raise InputError("unknown aggregation_strategy", got=aggregation_strategy, expected=" or ".join(STRATEGIES))
         texts = as_list(inputs)
-        encodings = self.encode_all(texts, lambda text: self.encode(text, truncation=truncation))
+        encodings = each(texts, lambda text: self.encode(text, truncation=truncation))
 
         def finish(i: int, outputs: list[np.ndarray]) -> list[dict[str, Any]]:
             tokens = self._tokens(encodings[i], outputs[0])
