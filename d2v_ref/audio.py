@@ -683,12 +683,11 @@ class Data2VecAudioForSequenceClassification(_AudioClassifier):
         """As Data2VecAudioModel; ``labels`` (B,) classes."""
         x, outputs = self.encode(input_values, attention_mask, **options)
         x = self.projector(x)  # (B, T, P)
-        if attention_mask is None:
-            pooled = x.mean(1)  # (B, P)
-        else:
-            mask = self.ops.asarray(self.frame_mask(x.shape[1], attention_mask))  # (B, T)
-            pooled = emptied(x, mask).sum(1) / mask.sum(1)[:, None].astype(x.dtype)
-        logits = self.classifier(pooled)  # (B, labels)
+        lengths = [x.shape[1]] * x.shape[0]
+        if attention_mask is not None:
+            lengths = self.frame_mask(x.shape[1], attention_mask).sum(axis=1).tolist()
+        means = self.ops.statistics_pooling(x, lengths)[:, : x.shape[2]]  # (B, P)
+        logits = self.classifier(means)  # (B, labels)
         loss = None
         if labels is not None:
             loss = losses.cross_entropy(self.ops.to_numpy(logits), checks.anything("labels", labels).reshape(-1))

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import audio_models
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from text_models import TINY
 
+from d2v_ref.audio import Data2VecAudioConfig
 from d2v_ref.config import Config
 from d2v_ref.errors import ConfigError
 from d2v_ref.ops import ACTIVATIONS
@@ -22,6 +24,7 @@ json_values = st.recursive(
     max_leaves=6,
 )
 ours = set(Data2VecTextConfig.fields()) | {"num_labels", "model_type", "pruned_heads"}
+of_audio = set(Data2VecAudioConfig.fields()) | {"num_labels", "model_type"}
 
 
 @st.composite
@@ -72,6 +75,33 @@ def test_any_json_object_is_a_configuration_or_one_config_error(values: dict[str
         assert len(error.splitlines()) == 1
     else:
         assert all(getattr(config, name) == values[name] for name in values.keys() & {"vocab_size", "hidden_act"})
+
+
+@given(
+    data=st.data(),
+    name=st.sampled_from(audio_models.CLASSES),
+    extra=st.dictionaries(st.text().filter(lambda n: n not in of_audio), json_values),
+)
+def test_json_gives_back_the_same_configuration_of_audio(data: st.DataObject, name: str, extra: dict[str, Any]) -> None:
+    drawn = data.draw(audio_models.audio_configs(name))
+    config = Data2VecAudioConfig(**{**drawn.to_dict(), **extra})
+    assert config.extra == extra
+    again = Data2VecAudioConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert {key: value for key, value in again.to_dict().items() if key not in extra} == drawn.to_dict()
+
+
+@given(values=st.dictionaries(st.sampled_from(sorted(of_audio)), json_values | st.lists(st.integers()), max_size=4))
+def test_any_json_object_is_a_configuration_of_audio_or_one_config_error(values: dict[str, Any]) -> None:
+    config = error = None
+    try:
+        config = Data2VecAudioConfig.from_dict(values)
+    except ConfigError as caught:
+        error = str(caught)
+    if error is not None:
+        assert len(error.splitlines()) == 1
+    else:
+        assert all(getattr(config, name) == values[name] for name in values.keys() & {"vocab_size", "conv_dim"})
 
 
 @given(values=settings_of_a_config(), other=settings_of_a_config())
@@ -167,6 +197,78 @@ def test_a_wrong_type_is_named(name: str, value: Any) -> None:
 def test_what_no_model_can_be_built_from(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Data2VecTextConfig(**values)
+
+
+SIZES = ["vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "num_conv_pos_embedding_groups"]
+SIZES += ["conv_pos_kernel_size", "mask_time_length", "mask_feature_length", "classifier_proj_size"]
+SIZES += ["xvector_output_dim", "adapter_kernel_size", "adapter_stride"]
+LISTS = ("conv_dim", "conv_stride", "conv_kernel", "tdnn_dim", "tdnn_kernel", "tdnn_dilation")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        *(({name: value}, f"^{name} is out of range .got {value}; expected 1 ... 2.31 - 1")
+          for name in SIZES for value in (0, -1, 2**31)),
+        *(({name: value}, f"^{name} has the wrong type .got {value!r}; expected ")
+          for name in SIZES for value in (1.0, "1", True, None)),
+        *(({name: [1, 0]}, rf"^{name} is out of range .got .1, 0.; expected 1 ... ") for name in LISTS),
+        *(({name: [2**31]}, rf"^{name} is out of range") for name in LISTS),
+        *(({name: value}, rf"^{name} has the wrong type") for name in LISTS for value in (3, None, "5", [1.5], [[1]])),
+        *(({name: [4]}, rf"{name}.* do not fit together .*expected as many numbers in each") for name in LISTS),
+        ({name: [] for name in LISTS}, r"conv_dim, conv_stride, conv_kernel do not fit together .got .0, 0, 0."),
+        ({name: [1] * 1001 for name in LISTS[:3]}, "do not fit together .got .1001, 1001, 1001."),
+        ({name: [] for name in LISTS[3:]}, r"tdnn_dim, tdnn_kernel, tdnn_dilation do not fit together .got .0, 0, 0."),
+        *(({name: value}, f"^{name} is out of range .got {value}; expected 0 ... 1000")
+          for name in ("num_hidden_layers", "num_conv_pos_embeddings", "num_adapter_layers")
+          for value in (-1, 1001, 10**12)),
+        ({"hidden_size": 10}, r"hidden_size does not divide .got 10; expected a multiple of num_attention_heads=12"),
+        ({"hidden_size": 12}, r"does not divide .got 12; .*a multiple of num_conv_pos_embedding_groups=16"),
+        ({"output_hidden_size": -1}, "output_hidden_size is out of range .got -1"),
+        ({"output_hidden_size": 2**31}, "output_hidden_size is out of range"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps does not serve"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps does not serve"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps does not serve"),
+        ({"hidden_act": "gelo"}, "unknown hidden_act .got gelo; expected .*gelu"),
+        ({"feat_extract_activation": ""}, "unknown feat_extract_activation"),
+        ({"ctc_loss_reduction": "max"}, "unknown ctc_loss_reduction .got max; expected sum or mean or none"),
+        ({"ctc_target_rule": "v3"}, "unknown ctc_target_rule .got v3; expected v5 or v4"),
+        ({"padding": "right"}, "unknown padding .got right; expected hf or exact"),
+        ({"padding": True}, "padding has the wrong type"),
+        ({"mask_time_prob": 1.1}, "mask_time_prob is no probability .got 1.1; expected 0 ... 1"),
+        ({"mask_feature_prob": -0.1}, "mask_feature_prob is no probability"),
+        ({"mask_feature_prob": float("nan")}, "mask_feature_prob is no probability"),
+        ({"ctc_zero_infinity": 1}, "ctc_zero_infinity has the wrong type"),
+        ({"conv_bias": "no"}, "conv_bias has the wrong type"),
+        ({"model_type": "wav2vec2"}, "got wav2vec2; expected data2vec-audio"),
+        ({"num_labels": 10**9}, "num_labels does not serve"),
+    ],
+)  # fmt: skip
+def test_what_no_audio_model_can_be_built_from(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        Data2VecAudioConfig(**values)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_edge_of_each_rule_of_audio_passes() -> None:
+    Data2VecAudioConfig(num_hidden_layers=0, num_conv_pos_embeddings=0, num_adapter_layers=0, layer_norm_eps=0)
+    Data2VecAudioConfig(num_hidden_layers=1000, mask_time_prob=1, mask_feature_prob=0, output_hidden_size=0)
+    ones: dict[str, Any] = {**dict.fromkeys(SIZES, 1), **{name: [1] for name in LISTS}}
+    tuples: dict[str, Any] = dict.fromkeys(LISTS, (2, 3))
+    Data2VecAudioConfig(**ones)
+    Data2VecAudioConfig(**tuples, padding="exact", ctc_loss_reduction="none")
+    Data2VecAudioConfig(pad_token_id=None, mask_time_min_masks=0)  # only CTC needs a blank
+
+
+def test_sizes_of_audio() -> None:
+    base, large = (Data2VecAudioConfig(**Data2VecAudioConfig.sizes[size]) for size in ("base", "large"))
+    assert base == Data2VecAudioConfig()
+    assert base.inputs_to_logits_ratio == large.inputs_to_logits_ratio == 320  # 20 ms at 16 kHz
+    assert (large.hidden_size, large.num_hidden_layers, large.num_attention_heads) == (1024, 24, 16)
+    adapted = {"add_adapter": True, "output_hidden_size": 5}
+    assert Data2VecAudioConfig(**adapted).output_size == 5
+    assert Data2VecAudioConfig(output_hidden_size=5).output_size == 768  # without an adapter it has no say
+    assert Data2VecAudioConfig(add_adapter=True).output_size == 768
 
 
 def test_the_edge_of_each_rule_passes() -> None:

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import audio_models
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import d2v, disk, refused
-from text_models import CHOICE, CLASSES
+from text_models import CHOICE
 
 from d2v_ref import golden
-from d2v_ref.auto import load, model_class
+from d2v_ref.auto import MODELS, load, model_class
 from d2v_ref.checkpoints import read_safetensors, write_safetensors
 from d2v_ref.errors import D2VError, InputError
 from d2v_ref.golden import recording
@@ -34,26 +35,30 @@ ROOT = Path(__file__).parents[1]
 MASKED, CAUSAL, BARE = "Data2VecTextForMaskedLM", "Data2VecTextForCausalLM", "Data2VecTextModel"
 IDS = np.array([[0, 9, 8, 7, 2], [0, 5, 2, 1, 1]])
 MASK = (IDS != 1).astype(np.int64)
+SPEECH: dict[str, np.ndarray] = {
+    "input_values": audio_models.samples(0, 2, 8000).astype(np.float32),
+    "attention_mask": audio_models.mask_of([8000, 6000], 8000),
+}
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
-    for name in CLASSES:
+    for name in MODELS:
         write_checkpoint(model_class(name), "tiny", 4, root / name)
-    return {name: root / name for name in CLASSES}
+    return {name: root / name for name in MODELS}
 
 
 @pytest.fixture(scope="session")
 def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle of every class, of two texts of different lengths."""
+    """A bundle of every class, of two texts or two utterances of different lengths."""
     root = tmp_path_factory.mktemp("bundles")
     for name, folder in checkpoints.items():
-        arrays = {"input_ids": IDS, "attention_mask": MASK}
+        arrays = SPEECH if "Audio" in name else {"input_ids": IDS, "attention_mask": MASK}
         if name == CHOICE:
             arrays = {key: array[None] for key, array in arrays.items()}
         golden.record(load(folder), arrays, root / name, name=folder, folder=folder)
-    return {name: root / name for name in CLASSES}
+    return {name: root / name for name in MODELS}
 
 
 @pytest.fixture
@@ -77,7 +82,7 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 # ---- recording and checking -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_class_records_and_checks(name: str, bundles: dict[str, Path], checkpoints: dict[str, Path]) -> None:
     made, model = golden.read_bundle(bundles[name]), load(checkpoints[name])
     out, taps = model.record(**made.inputs)
@@ -132,6 +137,51 @@ def test_arrays_from_a_file(name: str, arrays: dict[str, Any], ending: str, chec
     assert d2v("golden", "check", "b").code == 0
     read = golden.read_bundle("b").inputs
     assert all(np.array_equal(read[key], value) for key, value in given.items())
+
+
+def audio_checkpoint(name: str, folder: str = "audio", **changes: Any) -> Path:
+    audio_models.build(name, dtype="float32", **changes).save_pretrained(folder)
+    return Path(folder)
+
+
+def held(name: str, arrays: dict[str, Any], flags: dict[str, Any] | None = None, **changes: Any) -> golden.Bundle:
+    """A bundle of a small audio model, which its own check passes."""
+    folder = audio_checkpoint(name, **changes)
+    made = golden.record(load(folder), arrays, "b", name=folder, folder=folder, arguments=flags)
+    assert golden.check("b").passed
+    assert golden.check("b", dtype="float64").passed
+    return made
+
+
+@pytest.mark.parametrize("name", audio_models.CLASSES)
+@pytest.mark.parametrize("padding", ["hf", "exact"])
+def test_audio_with_labels_and_options(name: str, padding: str) -> None:
+    """Masked frames and labels are arrays of a bundle like any other."""
+    changes: dict[str, Any] = {"padding": padding}
+    if name in audio_models.WEIGHTED:
+        changes["use_weighted_layer_sum"] = True
+    if name not in audio_models.NO_ADAPTER:
+        changes["add_adapter"] = True
+    model = audio_models.build(name, **changes)
+    arrays = audio_models.inputs_of(model, 3)
+    frames = model.frame_lengths(arrays["input_values"].shape[1], add_adapter=False)
+    arrays["mask_time_indices"] = np.random.default_rng(0).random((2, frames)) < 0.3
+    made = held(name, arrays, {"output_attentions": True, "output_hidden_states": True}, **changes)
+    assert made.inputs.keys() == arrays.keys()
+    assert ("#loss" in made.taps) == ("labels" in arrays)
+    assert made.manifest["model"]["config"]["padding"] == padding
+    assert made.manifest["model"]["config"]["conv_dim"] == [4, 6, 5]
+
+
+def test_what_is_infinite_or_nan_in_audio_is_recorded_and_compared() -> None:
+    """The loss of labels that do not fit; the deviation of one frame."""
+    x = audio_models.samples(0, 1, 80).astype("f4")
+    made = held(audio_models.CTC, {"input_values": x, "labels": np.array([[1, 1, 1, 1, 1, 1]])})
+    assert np.isposinf(made.taps["#loss"])
+    shutil.rmtree("b")
+    made = held(audio_models.XVECTOR, {"input_values": x[:, :79]})
+    assert np.isnan(made.taps["#embeddings"]).all()
+    assert next(tap["name"] for tap in made.manifest["taps"] if not tap["finite"]) == "feature_extractor"
 
 
 def test_texts_from_the_command_line(checkpoints: dict[str, Path]) -> None:
@@ -275,7 +325,43 @@ class FusionSwapsKeyAndValue(Ops):
         return query, value, key
 
 
+class LastFrameLost(Ops):
+    """Of the first convolution; what follows does not need it."""
+
+    def conv1d(self, x: Any, weight: Any, *rest: Any, **named: Any) -> Any:
+        return super().conv1d(x, weight, *rest, **named)[:, : -1 if weight.shape[1] == 1 else None]
+
+
+class NoDilation(Ops):
+    def conv1d(self, x: Any, weight: Any, bias: Any = None, *rest: Any, **named: Any) -> Any:
+        return super().conv1d(x, weight, bias, *rest, **{**named, "dilation": 1})
+
+
+class NoPadding(Ops):
+    """Of the positional convolution: its frames are those in the middle, and the ends are made up."""
+
+    def conv1d(
+        self, x: Any, weight: Any, bias: Any = None, stride: int = 1, padding: int = 0, *rest: Any, **named: Any
+    ) -> Any:
+        x = np.pad(x, ((0, 0), (padding, padding), (0, 0)), mode="edge")
+        return super().conv1d(x, weight, bias, stride, 0, *rest, **named)
+
+
+class FusionWithoutNorm(Ops):
+    def conv_norm_act(self, x: Any, conv: Any, norm: Any, activation: str) -> Any:
+        y = self.conv1d(x, conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups)
+        return self.activation(activation, y)
+
+
+class NoGate(Ops):
+    def glu(self, x: Any) -> Any:
+        return x[..., : x.shape[-1] // 2]
+
+
 LAYER = "data2vec_text.encoder.layer.0"
+CTC, XVECTOR = audio_models.CTC, audio_models.XVECTOR
+CONV = "data2vec_audio.feature_extractor.conv_layers.0"
+POSITION = "data2vec_audio.encoder.pos_conv_embed.layers.0"
 
 
 @pytest.mark.parametrize(
@@ -294,6 +380,13 @@ LAYER = "data2vec_text.encoder.layer.0"
         (WrongTanh, BARE, "pooler.activation", "Activation"),
         (FusionWithoutResidual, MASKED, "#logits (fused)", MASKED),
         (FusionSwapsKeyAndValue, MASKED, "#logits (fused)", MASKED),
+        (TanhGelu, CTC, f"{CONV}.activation", "Activation"),
+        (WrongEps, CTC, f"{CONV}.layer_norm", "LayerNorm"),
+        (NoPadding, CTC, f"{POSITION}.conv", "Conv1d"),
+        (NoMask, CTC, "data2vec_audio.encoder.layers.0.attention#probs", "Data2VecAudioAttention"),
+        (NoDilation, XVECTOR, "tdnn.1.activation", "Activation"),
+        (FusionWithoutNorm, CTC, "#logits (fused)", CTC),
+        (FusionWithoutResidual, CTC, "#logits (fused)", CTC),
     ],
 )
 def test_a_planted_fault_is_named_by_its_module(
@@ -304,6 +397,23 @@ def test_a_planted_fault_is_named_by_its_module(
     assert report.first is not None
     assert (report.first.name, report.first.module, report.first.status) == (first, module, "failed")
     assert all(row.status == golden.PASSED for row in report.rows[: report.rows.index(report.first)])
+
+
+def test_a_fault_of_an_audio_model_is_named_by_its_module(bundles: dict[str, Path]) -> None:
+    """Padding that is not emptied, in the model itself; a convolution that is a frame short; an adapter's gate."""
+    with mock.patch("d2v_ref.audio.emptied", lambda x, mask: x):
+        report = golden.check(bundles[CTC])
+    assert report.first is not None
+    assert (report.first.name, report.first.module) == (f"{POSITION}.conv", "Conv1d")
+    speech = audio_models.samples().astype("f4")
+    made = held(audio_models.BARE, {"input_values": speech}, add_adapter=True)
+    report = golden.check("b", backend=NoGate())
+    assert report.first is not None
+    assert (report.first.name, report.first.module) == ("adapter.layers.0", "Data2VecAudioAdapterLayer")
+    report = golden.compare(made, load("audio").with_ops(LastFrameLost()).record(speech)[1])
+    assert report.first is not None
+    assert report.first.name == "feature_extractor.conv_layers.0.conv"
+    assert report.first.reason == "shape (2, 4, 47), recorded (2, 4, 48)"
 
 
 def test_a_mismatch_on_the_command_line(bundles: dict[str, Path]) -> None:
@@ -356,6 +466,28 @@ def test_wrong_arrays(arrays: dict[str, Any], says: str, checkpoints: dict[str, 
     refused("golden", "record", checkpoints[CAUSAL], "in.npz", "-o", "b", says=says)
 
 
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"input_ids": IDS}, "takes no array of this name (got input_ids; expected attention_mask or input_values"),
+        ({**SPEECH, "generator": np.array(3)}, "takes no array of this name (got generator"),
+        ({"input_values": SPEECH["input_values"][0]}, "input_values has the wrong shape"),
+        (
+            {"input_values": SPEECH["input_values"][:, :399]},
+            "too short for a frame (got 399 samples; expected at least",
+        ),
+        ({"input_values": np.full((1, 500), np.nan)}, "input_values is not finite"),
+        ({**SPEECH, "labels": np.array([[32], [1]])}, "labels is out of range (got 32 at (0, 0); expected 0 ... 31)"),
+        ({**SPEECH, "mask_time_indices": np.zeros((2, 8000), bool)}, "mask_time_indices has the wrong shape"),
+    ],
+)
+def test_wrong_arrays_of_audio(arrays: dict[str, Any], says: str, checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(InputError) as caught:
+        golden.record(load(checkpoints[CTC]), arrays, "b", name="x", folder=checkpoints[CTC])
+    assert says in str(caught.value)
+    assert disk(Path()) == {}
+
+
 def test_arrays_that_are_pickles() -> None:
     np.savez("in.npz", input_ids=np.array([None, IDS], object), allow_pickle=True)
     write_checkpoint(model_class(BARE), "tiny", 0, "m")
@@ -377,6 +509,7 @@ ANY_ARRAY = st.builds(
 )
 NAMES = ["input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "encoder_hidden_states"]
 NAMES += ["encoder_attention_mask", "labels", "past_key_values", "head_mask", "logits_to_keep", "x"]
+AUDIO_NAMES = ["input_values", "attention_mask", "mask_time_indices", "labels"]
 
 
 @settings(max_examples=150)
@@ -390,6 +523,22 @@ def test_any_arrays_are_recorded_or_refused(
         golden.record(load(checkpoints[name]), given, "b", name="x", folder=checkpoints[name])
         shutil.rmtree("b")
     assert disk(Path()) == {}
+
+
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from(audio_models.CLASSES),
+    arrays=st.dictionaries(st.sampled_from(AUDIO_NAMES), ANY_ARRAY),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the draws, cast to their dtype
+def test_any_arrays_of_audio_are_recorded_or_refused(name: str, arrays: dict[str, np.ndarray]) -> None:
+    model = audio_models.build(name, dtype="float32")
+    model.save_pretrained("m")
+    given = {"input_values": audio_models.samples().astype("f4"), **arrays}
+    with suppress(D2VError):
+        golden.record(model, given, "b", name="x", folder=Path("m"))
+        shutil.rmtree("b")
+    assert sorted(disk(Path())) == ["m", "m/config.json", "m/model.safetensors"]
 
 
 @pytest.mark.parametrize(

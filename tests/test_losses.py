@@ -95,6 +95,40 @@ def test_mse(seed: int, batch: int, classes: int) -> None:
     assert losses.sequence_classification_loss(a, b, "regression") == pytest.approx(want, rel=1e-12)
 
 
+@given(seed=seeds, batch=st.integers(1, 3), length=st.integers(1, 5), classes=st.integers(1, 4))
+def test_frame_loss_is_of_each_frames_first_largest_label(seed: int, batch: int, length: int, classes: int) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(batch, length, classes))
+    labels = random.integers(0, 3, (batch, length, classes))  # of several that are equal, the first
+    chosen = [[frame.index(max(frame)) for frame in row] for row in labels.tolist()]
+    want = np.mean([nll(logits[index], chosen[index[0]][index[1]]) for index in np.ndindex(batch, length)])
+    for form in (labels, labels.tolist(), labels / 2, labels.astype("u1")):
+        assert losses.frame_loss(logits, form) == pytest.approx(want, rel=1e-12)
+    one_hot = np.eye(classes, dtype=bool)[np.array(chosen)]
+    assert losses.frame_loss(logits, one_hot) == pytest.approx(want, rel=1e-12)
+    assert losses.frame_loss(logits, one_hot) == pytest.approx(losses.token_loss(logits, np.array(chosen)), rel=1e-12)
+
+
+@given(seed=seeds, batch=st.integers(1, 4), classes=st.integers(1, 5), margin=st.sampled_from([0.0, 0.4, 1.5]))
+def test_am_softmax_takes_a_margin_off_the_cosine_of_the_label(
+    seed: int, batch: int, classes: int, margin: float
+) -> None:
+    random = np.random.default_rng(seed)
+    cosines, labels = random.uniform(-1, 1, (batch, classes)), random.integers(0, classes, batch)
+    terms = []
+    for row, label in zip(cosines, labels, strict=True):
+        # Of the others' scores over the label's own, which the margin makes e^(30 margin) as large.
+        others = sum(math.exp(30 * (c - row[label])) for i, c in enumerate(row) if i != label)
+        terms.append(math.log1p(others * math.exp(30 * margin)))
+    got = losses.am_softmax_loss(cosines, labels, margin=margin)
+    assert got == pytest.approx(np.mean(terms), rel=1e-10, abs=1e-12)
+    np.testing.assert_equal(losses.am_softmax_loss(cosines, labels[:, None], margin=margin), got)
+    if margin == 0:
+        assert got == pytest.approx(losses.cross_entropy(30 * cosines, labels), rel=1e-12)
+    elif margin == 0.4:
+        assert got == losses.am_softmax_loss(cosines, labels)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_logits_neither_overflow_nor_vanish(dtype: str) -> None:
     logits = np.array([[1e4, 0.0], [0.0, 1e4], [-1e4, -1e4]], dtype)
@@ -120,6 +154,9 @@ def test_a_loss_is_a_scalar_of_the_logits_dtype(dtype: str) -> None:
         losses.sequence_classification_loss(logits, np.zeros((2, 3), int), "regression"),
         losses.sequence_classification_loss(logits, np.zeros((2, 3), bool), "multi_label_classification"),
         losses.question_answering_loss(logits, logits, [0, 1], [1, 2]),
+        losses.frame_loss(logits[None], np.ones((1, 2, 3))),
+        losses.frame_loss(logits[None], np.ones((1, 2, 3), bool)),
+        losses.am_softmax_loss(logits, [0, 1]),
     ]
     for loss in found:
         assert np.shape(loss) == ()
@@ -202,6 +239,16 @@ ERRORS: dict[str, Callable[[], Any]] = {
     "end_positions has the wrong dtype .got float64": lambda: losses.question_answering_loss(
         two, two, [0, 1], [0, 1.0]
     ),
+    "labels has the wrong shape .got .2, 4.; expected .2, 4, 3.": lambda: losses.frame_loss(three, np.zeros((2, 4))),
+    "labels has the wrong dtype .got <U1; expected booleans": lambda: losses.frame_loss(three, np.full((2, 4, 3), "a")),
+    "labels is not finite .got nan at .0, 0, 0.": lambda: losses.frame_loss(three, np.full((2, 4, 3), np.nan)),
+    "labels is not an array: .*rows of one length": lambda: losses.frame_loss(three, RAGGED),
+    "labels is empty .got .2, 4, 0.": lambda: losses.frame_loss(three[..., :0], np.zeros((2, 4, 0))),
+    "labels is out of range .got 3 at .1,.; expected 0 ... 2": lambda: losses.am_softmax_loss(two, [0, 3]),
+    "labels is out of range .got -100 at .0,.": lambda: losses.am_softmax_loss(two, [-100, 0]),
+    "labels has the wrong shape .got .4,.; expected .2,.": lambda: losses.am_softmax_loss(two, [[0, 1], [1, 2]]),
+    "labels has the wrong dtype .got float64; expected integers.*": lambda: losses.am_softmax_loss(two, [0.0, 1.0]),
+    "labels has the wrong dtype .got object.*": lambda: losses.am_softmax_loss(two, [None, 1]),
     "start_positions is not an array": lambda: losses.question_answering_loss(two, two, RAGGED, [0, 1]),
 }
 

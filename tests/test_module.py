@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import audio_models
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,12 +43,59 @@ pooler.dense pooler.activation pooler #last_hidden_state #pooler_output
 """)
 
 
+# One layer of each kind of an audio model, as transformers names its modules, in the order of declaration.
+AUDIO = words("""
+feature_extractor feature_extractor.conv_layers.0 feature_extractor.conv_layers.0.conv
+feature_extractor.conv_layers.0.layer_norm feature_extractor.conv_layers.0.activation
+feature_projection feature_projection.layer_norm feature_projection.projection
+encoder encoder.pos_conv_embed encoder.pos_conv_embed.layers.0 encoder.pos_conv_embed.layers.0.conv
+encoder.pos_conv_embed.layers.0.padding encoder.pos_conv_embed.layers.0.activation
+encoder.pos_conv_embed.layers.0.layer_norm encoder.layer_norm
+encoder.layers.0 encoder.layers.0.attention encoder.layers.0.attention.k_proj encoder.layers.0.attention.v_proj
+encoder.layers.0.attention.q_proj encoder.layers.0.attention.out_proj encoder.layers.0.layer_norm
+encoder.layers.0.feed_forward encoder.layers.0.feed_forward.intermediate_dense
+encoder.layers.0.feed_forward.intermediate_act_fn encoder.layers.0.feed_forward.output_dense
+encoder.layers.0.final_layer_norm
+adapter adapter.proj adapter.proj_layer_norm adapter.layers.0 adapter.layers.0.conv
+""")
+AUDIO_COMPUTED = words("""
+feature_extractor.conv_layers.0.conv feature_extractor.conv_layers.0.layer_norm
+feature_extractor.conv_layers.0.activation feature_extractor.conv_layers.0 feature_extractor
+feature_projection.layer_norm feature_projection.projection feature_projection
+encoder.pos_conv_embed.layers.0.conv encoder.pos_conv_embed.layers.0.padding
+encoder.pos_conv_embed.layers.0.layer_norm encoder.pos_conv_embed.layers.0.activation encoder.pos_conv_embed.layers.0
+encoder.pos_conv_embed encoder.layer_norm
+encoder.layers.0.attention.q_proj encoder.layers.0.attention.k_proj encoder.layers.0.attention.v_proj
+encoder.layers.0.attention#probs encoder.layers.0.attention.out_proj encoder.layers.0.attention
+encoder.layers.0.layer_norm encoder.layers.0.feed_forward.intermediate_dense
+encoder.layers.0.feed_forward.intermediate_act_fn encoder.layers.0.feed_forward.output_dense
+encoder.layers.0.feed_forward encoder.layers.0.final_layer_norm encoder.layers.0 encoder
+adapter.proj adapter.proj_layer_norm adapter.layers.0.conv adapter.layers.0 adapter
+#last_hidden_state #extract_features
+""")
+ONE_OF_EACH: dict[str, Any] = {
+    "num_hidden_layers": 1,
+    "num_conv_pos_embeddings": 1,
+    "conv_dim": [4],
+    "conv_kernel": [8],
+    "conv_stride": [3],
+    "add_adapter": True,
+    "num_adapter_layers": 1,
+    "output_hidden_size": 5,
+}
+
+
 def test_modules_have_hugging_faces_names_in_the_order_of_declaration() -> None:
     model = build("Data2VecTextModel", num_hidden_layers=1)
     layer = ["encoder.layer.0", *(f"encoder.layer.0.{name}" for name in LAYER)]
     pooler = ["pooler", "pooler.dense", "pooler.activation"]
     assert [path for path, _ in model.named_modules()] == ["", *EMBEDDINGS, "encoder", *layer, *pooler]
     assert all(module.path == path for path, module in model.named_modules())
+    audio = audio_models.build(audio_models.BARE, **ONE_OF_EACH)
+    assert [path for path, _ in audio.named_modules()] == ["", *AUDIO]
+    headed = audio_models.build(audio_models.XVECTOR, tdnn_dim=[3], tdnn_kernel=[1], tdnn_dilation=[1])
+    head = words("projector tdnn.0 tdnn.0.kernel tdnn.0.activation feature_extractor classifier objective")
+    assert [path for path, _ in headed.named_modules()][-7:] == head
 
 
 def test_parameters_have_the_names_of_the_checkpoint() -> None:
@@ -74,6 +122,8 @@ def test_parameters_have_the_names_of_the_checkpoint() -> None:
 def test_records_are_in_the_order_of_computation() -> None:
     _, taps = build("Data2VecTextModel", num_hidden_layers=1).record([[0, 5, 2]])
     assert list(taps) == COMPUTED
+    _, taps = audio_models.build(audio_models.BARE, **ONE_OF_EACH).record(audio_models.samples())
+    assert list(taps) == AUDIO_COMPUTED
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -100,6 +150,66 @@ def test_a_recorded_run_gives_the_same_outputs(name: str, seed: int, chunk: int,
     assert {path for path, _ in model.named_modules()} >= {tap.partition("#")[0] for tap in taps}
 
 
+@pytest.mark.parametrize("name", audio_models.CLASSES)
+@settings(max_examples=15)
+@given(data=st.data(), seed=st.integers(0, 999), dtype=st.sampled_from(Ops.dtypes))
+def test_a_recorded_run_of_audio_gives_the_same_outputs(name: str, data: st.DataObject, seed: int, dtype: str) -> None:
+    """Of float32 all is float32, whatever the inputs are of."""
+    padding = data.draw(st.sampled_from(["hf", "exact"]))
+    config = data.draw(audio_models.audio_configs(name, padding=padding))
+    model = audio_models.build(name, seed=seed, config=config, dtype=dtype)
+    inputs: dict[str, Any] = {**audio_models.inputs_of(model, seed), "output_hidden_states": True}
+    plain, (recorded, taps) = model(**inputs), model.record(**inputs, output_attentions=True)
+    assert {*plain.keys(), "attentions"} == set(recorded.keys())  # a recorder asks for nothing
+    for key, value in plain.items():
+        for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (value, recorded[key])), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-12 if dtype == "float64" else 1e-4)
+    prefix = audio_models.bare(name)
+    for i, (state, p) in enumerate(zip(recorded.hidden_states[1:], recorded.attentions, strict=True)):
+        np.testing.assert_array_equal(state, taps[f"{prefix}encoder.layers.{i}"])
+        np.testing.assert_array_equal(p, taps[f"{prefix}encoder.layers.{i}.attention#probs"])
+    assert {value.dtype for value in taps.values()} == {np.dtype(dtype)}
+    assert {array.dtype for array in (*recorded.hidden_states, audio_models.main_output(plain))} == {np.dtype(dtype)}
+    assert {path for path, _ in model.named_modules()} >= {tap.partition("#")[0] for tap in taps}
+
+
+def test_audio_is_recorded_as_hugging_face_lays_it_out() -> None:
+    """Channels before frames in convolutions, behind them elsewhere."""
+    model = audio_models.build(audio_models.BARE, add_adapter=True, conv_pos_kernel_size=4, num_adapter_layers=1)
+    out, taps = model.record(audio_models.samples(length=150))
+    shapes = {name: tap.shape for name, tap in taps.items()}
+    for i, shape in enumerate([(2, 4, 48), (2, 6, 23), (2, 5, 11)]):
+        for module in ("", ".conv", ".layer_norm", ".activation"):
+            wanted = (shape[0], shape[2], shape[1]) if module == ".layer_norm" else shape
+            assert shapes[f"feature_extractor.conv_layers.{i}{module}"] == wanted
+    position = "encoder.pos_conv_embed.layers.1"
+    assert shapes["feature_extractor"] == (2, 5, 11)
+    assert shapes["feature_projection"] == shapes["encoder.pos_conv_embed"] == shapes["encoder"] == (2, 11, 12)
+    assert shapes[f"{position}.conv"] == (2, 12, 12)  # one frame too many, of an even kernel
+    assert shapes[f"{position}.padding"] == shapes[position] == (2, 12, 11)
+    assert shapes[f"{position}.layer_norm"] == (2, 11, 12)
+    assert shapes["adapter.layers.0.conv"] == (2, 24, 6)
+    assert shapes["adapter.layers.0"] == (2, 12, 6)
+    assert shapes["adapter"] == out.last_hidden_state.shape == (2, 6, 12)
+    np.testing.assert_array_equal(taps["adapter.layers.0"].swapaxes(1, 2), taps["adapter"])
+    features = taps["feature_extractor.conv_layers.2.activation"].swapaxes(1, 2)
+    weight, bias = (model.state_dict()[f"feature_projection.layer_norm.{kind}"] for kind in ("weight", "bias"))
+    np.testing.assert_array_equal(Ops("float64").layer_norm(features, weight, bias, 1e-5), out.extract_features)
+
+
+def test_an_attention_and_a_feed_forward_are_recorded_without_their_residual() -> None:
+    model = audio_models.build(audio_models.BARE)
+    taps, norm = model.record(audio_models.samples())[1], Ops("float64").layer_norm
+    w, layer = model.state_dict(), "encoder.layers.0"
+    for module, normed, residual in (
+        ("attention", "layer_norm", "encoder.layer_norm"),
+        ("feed_forward", "final_layer_norm", f"{layer}.layer_norm"),
+    ):
+        weight, bias = (w[f"{layer}.{normed}.{kind}"] for kind in ("weight", "bias"))
+        got = norm(taps[residual] + taps[f"{layer}.{module}"], weight, bias, 1e-5)
+        np.testing.assert_allclose(taps[f"{layer}.{normed}"], got, atol=1e-13)
+
+
 def test_every_module_that_computes_is_recorded() -> None:
     """All but those that HF too only holds: the root, whose output is recorded by its fields' names."""
     for name in CLASSES:
@@ -109,6 +219,17 @@ def test_every_module_that_computes_is_recorded() -> None:
         bare = "" if name == "Data2VecTextModel" else "data2vec_text"
         assert silent == {"", bare}
         assert f"{bare}#last_hidden_state" in taps
+    for name in audio_models.CLASSES:
+        model = audio_models.build(name)
+        inputs = audio_models.inputs_of(model)
+        taps = model.record(**inputs)[1]
+        silent = {path for path, _ in model.named_modules()} - set(taps)
+        bare = audio_models.bare(name).rstrip(".")
+        # transformers too computes with the weights of a TDNN layer's kernel, and does not call it.
+        assert silent == {"", bare} | {f"tdnn.{i}.kernel" for i in range(2) if name == audio_models.XVECTOR}
+        assert f"{bare}#last_hidden_state" in taps
+        without = {key: value for key, value in inputs.items() if key != "labels"}
+        assert set(taps) - set(model.record(**without)[1]) <= {"#loss", "objective"}
 
 
 def test_nothing_is_recorded_outside_the_block() -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import scipy.signal
 import scipy.special
 import scipy.stats
 from hypothesis import given, settings
@@ -17,8 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from d2v_ref.errors import BackendError, InputError
-from d2v_ref.nn import Linear
-from d2v_ref.ops import ACTIVATIONS, Ops
+from d2v_ref.nn import Conv1d, LayerNorm, Linear, Module
+from d2v_ref.ops import ACTIVATIONS, Ops, definitions
 
 OPS = Ops("float64")
 seeds = st.integers(0, 2**32 - 1)
@@ -104,6 +110,172 @@ def test_layer_norm_of_one_row_does_not_see_the_others() -> None:
     x = np.random.default_rng(0).normal(size=(4, 3, 6))
     y = OPS.layer_norm(x, np.ones(6), np.zeros(6), 1e-5)
     close(OPS.layer_norm(x[2, 1], np.ones(6), np.zeros(6), 1e-5), y[2, 1])
+
+
+@given(seed=seeds, width=st.integers(1, 12), eps=st.floats(1e-12, 1))
+def test_layer_norm_without_weights_is_with_one_and_zero(seed: int, width: int, eps: float) -> None:
+    x = np.random.default_rng(seed).normal(size=(2, 3, width))
+    close(OPS.layer_norm(x, None, None, eps), OPS.layer_norm(x, np.ones(width), np.zeros(width), eps))
+    if width > 1:
+        np.testing.assert_allclose(OPS.layer_norm(x, None, None, 0.0), scipy.stats.zscore(x, axis=-1), atol=1e-10)
+
+
+# ---- convolutions
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict[str, Any]:
+    random, groups = np.random.default_rng(draw(seeds)), draw(st.integers(1, 3))
+    taps, stride, dilation, padding = (draw(st.integers(low, 4)) for low in (1, 1, 1, 0))
+    width, outputs = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    least = max(dilation * (taps - 1) + 1 - 2 * padding, 1)
+    return {
+        "x": random.normal(size=(draw(st.integers(1, 3)), least + draw(st.integers(0, 12)), width)),
+        "weight": random.normal(size=(outputs, width // groups, taps)),
+        "bias": random.normal(size=outputs) if draw(st.booleans()) else None,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+    }
+
+
+blocks = st.sampled_from([1, 7, 60, 1 << 20])  # elements at a time: a frame, a few, all
+
+
+@settings(max_examples=60)
+@given(c=convolutions(), size=blocks)
+def test_conv1d_in_a_slow_loop(c: dict[str, Any], size: int) -> None:
+    with mock.patch.object(definitions, "_BLOCK", size):
+        y = OPS.conv1d(**c)
+    (batch, length), (outputs, group_width, taps) = c["x"].shape[:2], c["weight"].shape
+    frames = (length + 2 * c["padding"] - c["dilation"] * (taps - 1) - 1) // c["stride"] + 1
+    assert y.shape == (batch, frames, outputs)
+    for b, t, o in np.ndindex(y.shape):
+        first = o // (outputs // c["groups"]) * group_width  # of the input channels of o's group
+        want = 0.0 if c["bias"] is None else float(c["bias"][o])
+        for channel, j in np.ndindex(group_width, taps):
+            at = t * c["stride"] + j * c["dilation"] - c["padding"]
+            want += float(c["weight"][o, channel, j] * c["x"][b, at, first + channel]) if 0 <= at < length else 0.0
+        assert y[b, t, o] == pytest.approx(want, abs=1e-12)
+
+
+@settings(max_examples=60)
+@given(c=convolutions())
+def test_conv1d_is_a_correlation(c: dict[str, Any]) -> None:
+    """scipy's, of the padded signal and a kernel with zeros between its taps, every stride-th value of it."""
+    x = np.pad(c["x"], ((0, 0), (c["padding"], c["padding"]), (0, 0)))
+    outputs, width, taps = c["weight"].shape
+    kernel = np.zeros((outputs, width, c["dilation"] * (taps - 1) + 1))
+    kernel[:, :, :: c["dilation"]] = c["weight"]
+    y = OPS.conv1d(**{**c, "bias": None})
+    for b, o in np.ndindex(y.shape[0], outputs):
+        group = o // (outputs // c["groups"])
+        both = scipy.signal.correlate(x[b, :, group * width : (group + 1) * width], kernel[o].T, "valid", "direct")
+        close(y[b, :, o], both[:: c["stride"], 0])
+    if c["bias"] is not None:
+        close(OPS.conv1d(**c), y + c["bias"])
+
+
+@settings(max_examples=30)
+@given(c=convolutions(), size=blocks)
+def test_conv1d_of_views_is_that_of_their_copies(c: dict[str, Any], size: int) -> None:
+    spread, turned = np.repeat(np.repeat(c["x"], 2, 1), 3, 2)[:, ::2, ::3], c["weight"].T.copy().T
+    assert c["x"].size == 1 or not spread.flags.c_contiguous
+    with mock.patch.object(definitions, "_BLOCK", size):
+        close(OPS.conv1d(**{**c, "x": spread, "weight": turned}), OPS.conv1d(**c))
+        backwards = OPS.conv1d(**{**c, "x": c["x"][::-1]})
+    close(backwards[::-1], OPS.conv1d(**c))
+
+
+@settings(max_examples=60)
+@given(c=convolutions(), size=blocks, activation=st.sampled_from(["gelu", "relu", "tanh"]), affine=st.booleans())
+def test_conv_norm_act_is_its_parts_for_any_block(c: dict[str, Any], size: int, activation: str, affine: bool) -> None:
+    weight, bias, c = c["weight"], c["bias"], {**c, "dilation": 1}
+    options = {name: c[name] for name in ("stride", "padding", "groups")}
+    conv = Conv1d(c["x"].shape[2], len(weight), weight.shape[2], bias=bias is not None, **options)
+    conv.weight, conv.bias = weight, bias
+    norm = LayerNorm(len(weight), 1e-3, elementwise_affine=affine)
+    if affine:
+        norm.weight, norm.bias = np.random.default_rng(0).normal(size=(2, len(weight)))
+    want = OPS.activation(activation, OPS.layer_norm(OPS.conv1d(**c), norm.weight, norm.bias, norm.eps))
+    with mock.patch.object(definitions, "_BLOCK", size):
+        close(OPS.conv_norm_act(c["x"], conv, norm, activation), want)
+
+
+@given(x=rows)
+def test_glu_is_one_half_through_the_gate_of_the_other(x: np.ndarray) -> None:
+    a, b = x, x[..., ::-1] / 7
+    y = OPS.glu(np.concatenate((a, b), -1))
+    close(y, a * scipy.special.expit(b))
+    close(OPS.glu(np.concatenate((a, np.zeros_like(a)), -1)), a / 2)
+    close(OPS.glu(np.concatenate((a, np.full_like(a, 800.0)), -1)), a)  # open, and no overflow
+    assert (OPS.glu(np.concatenate((a, np.full_like(a, -800.0)), -1)) == 0).all()
+
+
+@given(seed=seeds, batch=st.integers(1, 4), length=st.integers(1, 7), data=st.data())
+def test_statistics_pooling_is_mean_and_sample_deviation(
+    seed: int, batch: int, length: int, data: st.DataObject
+) -> None:
+    """Of the frames that a slice of the length keeps, which may be more than there are, or fewer than none."""
+    x = np.random.default_rng(seed).normal(size=(batch, length, 3)) + 5
+    lengths = data.draw(st.lists(st.integers(-length - 2, length + 3), min_size=batch, max_size=batch))
+    got = OPS.statistics_pooling(x, lengths)
+    assert got.shape == (batch, 6)
+    for row, values, count in zip(got, x, lengths, strict=True):
+        frames = values[: max(length + count, 0) if count < 0 else min(count, length)]
+        want = np.full(6, np.nan)
+        if len(frames):
+            want[:3] = np.mean(frames, axis=0)
+        if len(frames) > 1:
+            want[3:] = np.std(frames, axis=0, ddof=1)
+        np.testing.assert_allclose(row, want, rtol=1e-12, atol=1e-14)
+
+
+MEASURE = """
+import re
+import numpy as np
+import scipy.special
+from d2v_ref.nn import Conv1d, LayerNorm
+from d2v_ref.ops import Ops
+
+def peak():  # of this process; getrusage would count its parent's as well
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1)) * 1024
+
+ops, random = Ops(), np.random.default_rng(0)
+weight = random.normal(size=(4, 64, 16)).astype("f4")
+ops.conv1d(random.normal(size=(1, 99, 64)).astype("f4"), weight)  # whatever a first call loads
+x = np.ones((1, 50_000, 64), "f4")
+before = peak()
+y = ops.conv1d(x, weight, padding=8)
+print(peak() - before, x.nbytes)
+
+conv, norm = Conv1d(1, 64, 10, 5, bias=False), LayerNorm(64, 1e-5)
+conv.weight = random.normal(size=(64, 1, 10)).astype("f4")
+norm.weight, norm.bias = np.ones((2, 64), "f4")
+x = np.ones((1, 1_500_000, 1), "f4")
+before = peak()
+y = ops.conv_norm_act(x, conv, norm, "gelu")
+print(peak() - before, y.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
+def test_convolutions_of_a_long_signal_copy_no_windows() -> None:
+    """conv1d needs its padded signal, where all windows would be 16 times that; conv_norm_act hardly more than its
+    output, where its parts one after the other take more than twice that.
+    """
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    for line in done.stdout.splitlines():
+        used, needed = map(int, line.split())
+        assert 0.5 * needed < used < 1.3 * needed + 2**25, line  # a block and its copies are a few megabytes
 
 
 # ---- attention
@@ -367,12 +539,35 @@ def test_concatenate_and_split_heads() -> None:
 # ---- errors, dtypes, purity
 
 q3, table = np.zeros((2, 3, 4)), np.zeros((7, 2))
+
+
+def conv_norm_act(x: np.ndarray, taps: int, width: int) -> np.ndarray:
+    conv, norm = Conv1d(width, 2, taps, bias=False), LayerNorm(2, 1e-5, elementwise_affine=False)
+    conv.weight = np.zeros((2, width, taps))
+    return OPS.conv_norm_act(x, conv, norm, "gelu")
+
+
 SHAPE_ERRORS: dict[str, Callable[[], Any]] = {
     "linear: the last axis .*got .2, 3, 4.; expected .*5": lambda: OPS.linear(q3, np.zeros((2, 5))),
     "linear: the last axis .*got ..; ": lambda: OPS.linear(np.float64(3), np.zeros((2, 5))),
     "linear: the bias": lambda: OPS.linear(q3, np.zeros((5, 4)), np.zeros(1)),
     "linear: the residual": lambda: OPS.linear(q3, np.zeros((5, 4)), None, None, np.zeros((2, 1, 5))),
     "layer_norm: ": lambda: OPS.layer_norm(q3, np.zeros(3), np.zeros(3), 0.1),
+    "conv1d: the channels do not fit the weight .got .2, 3, 4.; expected .B, T, 5.": lambda: OPS.conv1d(
+        q3, np.zeros((2, 5, 1))
+    ),
+    "conv1d: the channels .*got .3, 4.; ": lambda: OPS.conv1d(q3[0], np.zeros((2, 4, 1))),
+    "conv1d: the channels .*got .2, 3, 4.; expected .B, T, 8.": lambda: OPS.conv1d(q3, np.zeros((2, 4, 1)), groups=2),
+    "conv1d: the channels .*expected .B, T, 4.": lambda: OPS.conv1d(q3, np.zeros((3, 2, 1)), groups=2),
+    "conv1d: the signal is shorter than the kernel .got .2, 3, 4.; expected .B, at least 4, C": lambda: OPS.conv1d(
+        q3, np.zeros((2, 4, 4))
+    ),
+    "conv1d: the signal .*expected .B, at least 5, C": lambda: OPS.conv1d(
+        q3, np.zeros((2, 4, 4)), padding=1, dilation=2
+    ),
+    "conv_norm_act: the signal is shorter .*expected .B, at least 4, C": lambda: conv_norm_act(q3, 4, 5),
+    "conv1d: the channels .*got .2, 3, 4.; expected .B, T, 5": lambda: conv_norm_act(q3, 1, 5),
+    "glu: the last axis does not halve .got .2, 3, 3.; expected ...., an even number": lambda: OPS.glu(q3[..., :3]),
     "embedding: ids are integers .got bool": lambda: OPS.embedding(np.ones(6, bool), np.zeros((6, 2))),
     "embedding: ids are integers .got float": lambda: OPS.embedding(np.ones(6), np.zeros((6, 2))),
     "attention: the queries do not divide": lambda: OPS.attention(q3, q3, q3, 3),
@@ -427,10 +622,11 @@ def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
     def array(*shape: int) -> np.ndarray:
         return random.normal(size=shape).astype(dtype)
 
-    x, linear = array(2, 3, 4), Linear(4, 4)
-    linear.weight, linear.bias = array(4, 4), array(4)
+    x, linear, conv, norm = array(2, 3, 4), Linear(4, 4), Conv1d(4, 4, 2, 1, 1, 2, bias=True), LayerNorm(4, 1e-5)
+    linear.weight, linear.bias, norm.weight, norm.bias = array(4, 4), array(4), array(4), array(4)
+    conv.weight, conv.bias = array(4, 2, 2), array(4)
     unary: dict[str, Any] = {
-        name: ((x,), {}) for name in {*ACTIVATIONS.values(), "softplus", "softmax", "log_softmax", "asarray"}
+        name: ((x,), {}) for name in {*ACTIVATIONS.values(), "softplus", "softmax", "log_softmax", "asarray", "glu"}
     }
     options = {
         "mask": random.random((2, 1, 3, 3)) < 0.5,
@@ -449,6 +645,9 @@ def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
         "linear": ((x, linear.weight, linear.bias, "gelu", array(2, 3, 4)), {}),
         "project": ((x, linear, linear), {}),
         "layer_norm": ((x, array(4), array(4), 1e-5), {}),
+        "conv1d": ((x, conv.weight, conv.bias, 2, 1, 2, 2), {}),
+        "conv_norm_act": ((x, conv, norm, "gelu"), {}),
+        "statistics_pooling": ((x, [3, 2]), {}),
         "split_heads": ((x, 2), {}),
         "attention": ((x, array(2, 3, 4), array(2, 3, 4), 2), options),
         "relative_key_bias": ((x, array(2, 3, 4), 2, array(7, 2), True), {}),
@@ -461,8 +660,8 @@ OPERATIONS = [name for name, value in vars(Ops).items() if inspect.isfunction(va
 def arrays_in(value: Any) -> list[np.ndarray]:
     if isinstance(value, np.ndarray):
         return [value]
-    if isinstance(value, Linear):
-        return [value.weight, value.bias]
+    if isinstance(value, Module):
+        return [getattr(value, name) for name in ("weight", "bias")]
     if isinstance(value, dict):
         value = tuple(value.values())
     return [array for item in value for array in arrays_in(item)] if isinstance(value, tuple) else []

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import audio_models
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -136,9 +137,9 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_model_without_weights_says_so(tmp_path: Path) -> None:
-    for name in CLASSES:
+    for name in (*CLASSES, *audio_models.CLASSES):
         cls = getattr(d2v_ref, name)
-        model = cls(config_of(name))
+        model = cls(audio_models.config_of(name) if "Audio" in name else config_of(name))
         for use in (lambda m=model: m([[0, 2]]), model.state_dict, lambda m=model: m.save_pretrained(tmp_path / "x"),
                     lambda m=model: m.record([[0, 2]]), lambda m=model: m.with_ops(Ops())):  # fmt: skip
             with pytest.raises(InputError, match=rf"{name} has no weights yet.*from_pretrained"):
@@ -147,7 +148,112 @@ def test_a_model_without_weights_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "x" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", audio_models.CLASSES)
+def test_a_saved_audio_model_comes_back(name: str, tmp_path: Path) -> None:
+    """With its lists of numbers, an adapter, and what other programs keep in its configuration."""
+    changes: dict[str, Any] = {"ctc_loss_reduction": "mean", "other_programs": [1, {"a": "ü"}], "conv_bias": True}
+    if name in audio_models.WEIGHTED:
+        changes["use_weighted_layer_sum"] = True
+    if name not in audio_models.NO_ADAPTER:
+        changes["add_adapter"] = True
+    model = audio_models.build(name, dtype="float32", **changes)
+    model.save_pretrained(tmp_path / "folder")
+    x = audio_models.samples()
+    mask = audio_models.mask_of([150, 100], 150)
+    for again in (type(model).from_pretrained(tmp_path / "folder"), load(str(tmp_path / "folder"))):
+        assert type(again) is type(model)
+        assert again.config.to_dict() | {"architectures": None} == {**model.config.to_dict(), "dtype": "float32"}
+        assert again.config.conv_dim == [4, 6, 5]
+        assert list(again.state_dict()) == list(model.state_dict())
+        for key, value in again.state_dict().items():
+            np.testing.assert_array_equal(value, model.state_dict()[key])
+        got, want = (audio_models.main_output(one(x, mask)) for one in (again, model))
+        np.testing.assert_array_equal(got, want)
+        report = again.load_report
+        assert (report.unused, report.fresh, report.absent, report.tied) == ({}, [], [], {})
+        assert report.used.keys() == model.state_dict().keys()
+    saved = json.loads((tmp_path / "folder" / "config.json").read_text(encoding="utf-8"))
+    assert (saved["architectures"], saved["model_type"], saved["padding"]) == ([name], "data2vec-audio", "hf")
+    assert saved["other_programs"] == [1, {"a": "ü"}]
+
+
+@pytest.mark.parametrize("name", audio_models.CLASSES)
+def test_exact_padding_is_asked_for_where_a_model_is_loaded(name: str, tmp_path: Path) -> None:
+    audio_models.build(name, dtype="float64").save_pretrained(tmp_path / "hf")
+    x, mask = audio_models.samples(), audio_models.mask_of([150, 100], 150)
+    hf, exact = load(tmp_path / "hf", dtype="float64"), load(tmp_path / "hf", dtype="float64", padding="exact")
+    a, b, alone = (audio_models.main_output(out)[-1] for out in (hf(x, mask), exact(x, mask), exact(x[1:, :100])))
+    frames = slice(None) if alone.ndim == 1 else slice(len(alone))
+    np.testing.assert_allclose(b[frames], alone, atol=1e-12)
+    assert np.abs(a[frames] - alone).max() > 1e-3
+    assert list(hf.load_report.quirks) == ["padding=hf"]
+    assert "quirk padding=hf: an utterance's output depends on the padding of its batch" in str(hf.load_report)
+    assert "quirk padding=exact: an utterance's output is the one that it has alone" in str(exact.load_report)
+    exact.save_pretrained(tmp_path / "exact")
+    assert load(tmp_path / "exact").config.padding == "exact"  # and stays
+    assert load(tmp_path / "exact", padding="hf").config.padding == "hf"
+    with pytest.raises(ConfigError, match=r"config.json: unknown padding .got none; expected hf or exact"):
+        load(tmp_path / "hf", padding="none")
+
+
+@pytest.mark.parametrize("value", [True, False, None])
+def test_a_setting_that_has_no_effect_is_reported(value: bool | None, tmp_path: Path) -> None:
+    """That of the published configurations; where it is false nobody asks for anything."""
+    model = audio_models.build(audio_models.BARE, dtype="float32", do_stable_layer_norm=value)
+    plain = audio_models.build(audio_models.BARE, dtype="float32")
+    x = audio_models.samples()
+    np.testing.assert_array_equal(model(x).last_hidden_state, plain(x).last_hidden_state)
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert ("do_stable_layer_norm" in again.load_report.quirks) == bool(value)
+    assert ("quirk do_stable_layer_norm: has no effect" in str(again.load_report)) == bool(value)
+    again.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["do_stable_layer_norm"] is value
+
+
 # ---- a head's checkpoint in a bare model, and the other way round
+
+
+@pytest.mark.parametrize("name", audio_models.CLASSES[1:])
+def test_audio_heads_and_bare_models_load_each_others_checkpoints(name: str, tmp_path: Path) -> None:
+    cls, x = getattr(d2v_ref, name), audio_models.samples()
+    bare = audio_models.build(audio_models.BARE, dtype="float32")
+    bare.save_pretrained(tmp_path / "bare")
+    saved = audio_models.build(name, dtype="float32")
+    head = [key for key in saved.state_dict() if not key.startswith("data2vec_audio.")]
+    with pytest.raises(
+        CheckpointError, match=rf"{len(head)} of \d+ weights are missing .*{head[0]}.*init_missing=SEED"
+    ):
+        cls.from_pretrained(tmp_path / "bare")
+    drawn = cls.from_pretrained(tmp_path / "bare", init_missing=1)
+    assert drawn.load_report.fresh == head
+    np.testing.assert_array_equal(
+        drawn(x, output_hidden_states=True).hidden_states[-1], bare(x, output_hidden_states=True).hidden_states[-1]
+    )
+    saved.save_pretrained(tmp_path / "head")
+    inner = d2v_ref.Data2VecAudioModel.from_pretrained(tmp_path / "head")
+    np.testing.assert_array_equal(inner(x).last_hidden_state, saved(x, output_hidden_states=True).hidden_states[-1])
+    report: Any = inner.load_report
+    assert sorted(report.unused) == sorted(head)
+    assert set(report.unused.values()) == {"Data2VecAudioModel has no weight of this name"}
+
+
+def test_weights_of_audio_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    audio_models.build(audio_models.CTC, dtype="float32").save_pretrained(tmp_path)
+    first = "data2vec_audio.feature_extractor.conv_layers.0.conv.weight"
+    with pytest.raises(CheckpointError, match=rf"{first} has another shape .got .4, 1, 8.; expected .4, 1, 10."):
+        load(tmp_path, conv_kernel=[10, 3, 2])
+    position = "data2vec_audio.encoder.pos_conv_embed.layers.0.conv.weight"
+    with pytest.raises(CheckpointError, match=rf"{position} has another shape .got .12, 3, 5.; expected .12, 12, 5."):
+        load(tmp_path, num_conv_pos_embedding_groups=1)
+    with pytest.raises(CheckpointError, match=r"3 of \d+ weights are missing .got no data2vec_audio.*conv.bias"):
+        load(tmp_path, conv_bias=True)
+    with pytest.raises(ConfigError, match="conv_dim, conv_stride, conv_kernel do not fit together"):
+        load(tmp_path, conv_dim=[4, 6])
+    unmasked = load(tmp_path, mask_time_prob=0.0)  # a model that never masks has no vector to mask with
+    assert list(unmasked.load_report.unused) == ["data2vec_audio.masked_spec_embed"]
+    shallow = load(tmp_path, num_conv_pos_embeddings=1)
+    assert all("pos_conv_embed.layers.1" in name for name in shallow.load_report.unused)
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name not in ("Data2VecTextModel", *LANGUAGE_MODELS)])
@@ -449,6 +555,21 @@ def test_with_ops_is_the_same_model_computed_by_others(name: str) -> None:
     assert np.array_equal(other[key], model(ids)[key]) != tanh
 
 
+@pytest.mark.parametrize("name", audio_models.CLASSES)
+def test_with_ops_is_the_same_audio_model_computed_by_others(name: str) -> None:
+    class Open(Ops):
+        def gelu(self, x: Any) -> Any:
+            return x
+
+    model, x = audio_models.build(name, dtype="float32", seed=3), audio_models.samples()
+    again = model.with_ops(Ops("float64"))
+    assert again.config is model.config
+    got, want = audio_models.main_output(again(x)), audio_models.main_output(model(x))
+    assert (got.dtype, want.dtype) == (np.float64, np.float32)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    assert np.abs(audio_models.main_output(model.with_ops(Open())(x)) - want).max() > 1e-3
+
+
 def base_parameters(vocabulary: int = 50265, positions: int = 514, types: int = 1, d: int = 768, f: int = 3072) -> int:
     """Tables and their LayerNorm; 12 layers of q, k, v, output and their LayerNorm, two linears and theirs."""
     tables = (vocabulary + positions + types) * d + 2 * d
@@ -478,8 +599,33 @@ def test_the_base_model_has_as_many_numbers_as_published(name: str, head: int) -
     assert cls(untied).num_parameters() == base_parameters() + head + twice
 
 
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("Data2VecAudioModel", 0),
+        ("Data2VecAudioForCTC", 768 * 32 + 32),
+        ("Data2VecAudioForSequenceClassification", 768 * 256 + 256 + 256 * 2 + 2),
+        ("Data2VecAudioForAudioFrameClassification", 768 * 2 + 2),
+        (
+            "Data2VecAudioForXVector",
+            (768 * 512 + 512)
+            + (512 * (5 + 3 + 3 + 1) * 512 + 4 * 512 + 512 * 1500 + 1500)
+            + (3000 * 512 + 512 + 512 * 512 + 512 + 512 * 2),
+        ),
+    ],
+)
+def test_the_base_audio_model_has_as_many_numbers_as_published(name: str, head: int) -> None:
+    convolutions = 512 * (10 + 512 * (4 * 3 + 2 * 2)) + 7 * 2 * 512
+    projection = 2 * 512 + 512 * 768 + 768 + 768  # and the vector of masked frames
+    positions = 5 * (768 * 48 * 19 + 768) + 2 * 768
+    layer = 4 * (768 * 768 + 768) + 2 * 2 * 768 + 2 * 768 * 3072 + 3072 + 768
+    cls = getattr(d2v_ref, name)
+    model = cls(cls.config_class(**cls.config_class.sizes["base"]))
+    assert model.num_parameters() == convolutions + projection + positions + 12 * layer + head
+
+
 def test_state_dict_has_what_num_parameters_counts() -> None:
-    for name in CLASSES:
-        model = build(name)
+    for name in (*CLASSES, *audio_models.CLASSES):
+        model = audio_models.build(name) if "Audio" in name else build(name)
         arrays = {id(value): value.size for value in model.state_dict().values()}
         assert model.num_parameters() == sum(arrays.values())

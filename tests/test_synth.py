@@ -9,6 +9,7 @@ import sys
 from fractions import Fraction
 from typing import Any
 
+import audio_models
 import numpy as np
 import pytest
 from hypothesis import given
@@ -200,6 +201,22 @@ def test_a_model_of_synthetic_weights_is_alive(name: str) -> None:
     for key in ("logits", "start_logits"):
         if key in out:
             assert 1e-3 < np.abs(out[key]).max() < 100
+
+
+@pytest.mark.parametrize("name", audio_models.CLASSES)
+def test_an_audio_model_of_synthetic_weights_is_alive(name: str) -> None:
+    """Through seven convolutions, as the published models have them, and four layers."""
+    config = audio_models.build(name).config_class.sizes["tiny"]
+    model = audio_models.build(name, **{**config, "num_hidden_layers": 4, "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+                                        "conv_stride": [5, 2, 2, 2, 2, 2, 2], "num_conv_pos_embeddings": 5,
+                                        "tdnn_kernel": [5, 3, 3, 1, 1], "tdnn_dilation": [1, 2, 3, 1, 1]})  # fmt: skip
+    out, taps = model.record(audio_models.samples(0, 2, 8000))
+    for key, value in taps.items():
+        if key.endswith("layer_norm"):
+            assert 0.5 < value.std() < 2
+        assert 1e-3 < value.std() < 30 or value.ndim < 3, key
+    if "logits" in out:
+        assert 1e-3 < np.abs(out.logits).max() < 100
 
 
 def test_no_hash_randomisation_and_no_global_state() -> None:

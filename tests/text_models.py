@@ -11,7 +11,7 @@ from d2v_ref.auto import MODELS, model_class
 from d2v_ref.ops import Ops
 from d2v_ref.text import Data2VecTextConfig
 
-CLASSES = tuple(MODELS)
+CLASSES = tuple(name for name in MODELS if "Text" in name)
 CHOICE = "Data2VecTextForMultipleChoice"
 LANGUAGE_MODELS = ("Data2VecTextForCausalLM", "Data2VecTextForMaskedLM")
 TINY: dict[str, Any] = {

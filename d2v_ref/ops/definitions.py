@@ -303,10 +303,10 @@ class Ops:
         """
         rows = []
         for row, length in zip(x, lengths, strict=True):
-            own = row[:length]  # (n, C)
-            count = own.shape[0]
-            mean = own.sum(0) / (count or math.nan)
-            variance = np.square(own - mean).sum(0) / (count - 1 if count > 1 else math.nan)
+            own = np.ascontiguousarray(row[:length].T)  # (C, n): along its last axis NumPy sums in pairs, rounding less
+            count = own.shape[1]
+            mean = own.sum(1) / (count or math.nan)
+            variance = np.square(own - mean[:, None]).sum(1) / (count - 1 if count > 1 else math.nan)
             rows.append(self.concatenate((mean, np.sqrt(variance)), axis=0)[None])  # (1, 2 C)
         return self.concatenate(tuple(rows), axis=0)
 
