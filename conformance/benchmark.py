@@ -1,7 +1,7 @@
 """How long a forward pass takes here and in torch, measured in turns in one process.
 
-python -m conformance.benchmark                      # audio base with the CTC head, 1, 5 and 15 s
-python -m conformance.benchmark --seconds 15 --repeat 9
+python -m conformance.benchmark              # audio base (CTC) on 1, 5 and 15 s, vision base on 1 and 8 pictures
+python -m conformance.benchmark --only "audio 15 s" --repeat 9
 """
 
 from __future__ import annotations
@@ -20,8 +20,19 @@ import numpy as np
 import torch
 import transformers
 
-import d2v_ref
 from d2v_ref import synth
+from d2v_ref.auto import model_class
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+# Name of a case -> class and the shape of its input; the published base size.
+CASES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "audio 1 s": ("Data2VecAudioForCTC", (1, 16000)),
+    "audio 5 s": ("Data2VecAudioForCTC", (1, 5 * 16000)),
+    "audio 15 s": ("Data2VecAudioForCTC", (1, 15 * 16000)),
+    "vision 1": ("Data2VecVisionForImageClassification", (1, 3, 224, 224)),
+    "vision 8": ("Data2VecVisionForImageClassification", (8, 3, 224, 224)),
+}
 
 
 def processor() -> str:
@@ -33,20 +44,22 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def audio_pair() -> tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any]]:
-    """Our base CTC model in NumPy and transformers' in torch, with the same weights."""
-    config = d2v_ref.Data2VecAudioConfig()
-    declared = d2v_ref.Data2VecAudioForCTC(config)
-    weights = synth.weights({name: value.shape for name, _, _, value in declared.named_parameters()}, 0)
-    ours = d2v_ref.Data2VecAudioForCTC(config, weights)
-    theirs = transformers.Data2VecAudioForCTC(transformers.Data2VecAudioConfig()).eval()
-    theirs.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+def base_pair(name: str) -> tuple[Run, Run]:
+    """Our model of a class at base size in NumPy and transformers' in torch, with the same weights."""
+    cls = model_class(name)
+    config = cls.config_class(**cls.config_class.sizes["base"])
+    shapes = {key: value.shape for key, _, _, value in cls(config).named_parameters()}
+    weights = synth.weights(shapes, 0)
+    ours: Any = cls(config, weights)
+    theirs_config = getattr(transformers, cls.config_class.__name__)(**config.to_dict())
+    theirs = getattr(transformers, name)(theirs_config).eval()
+    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
 
-    def run_torch(samples: np.ndarray) -> Any:
+    def run_torch(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return theirs(torch.from_numpy(samples)).logits.numpy()
+            return theirs(torch.from_numpy(x)).logits.numpy()
 
-    return lambda samples: ours(samples).logits, run_torch
+    return lambda x: ours(x).logits, run_torch
 
 
 def in_turns(runs: Sequence[Callable[[], Any]], repeat: int) -> list[float]:
@@ -63,20 +76,24 @@ def in_turns(runs: Sequence[Callable[[], Any]], repeat: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 5.0, 15.0], help="of audio")
+    parser.add_argument("--only", choices=CASES, nargs="+", default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    print(f"{processor()}, {torch.get_num_threads()} threads; median of {options.repeat} runs, in turns")
-    print(f"NumPy {np.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, float32")
-    ours, theirs = audio_pair()
-    for seconds in options.seconds:
-        samples = np.random.default_rng(0).normal(size=(1, int(16000 * seconds))).astype(np.float32)
-        error = float(np.abs(ours(samples) - theirs(samples)).max())
-        mine, torchs = in_turns([partial(ours, samples), partial(theirs, samples)], options.repeat)
+    print(
+        f"{processor()}, {torch.get_num_threads()} threads; base size, float32; medians of {options.repeat}, in turns"
+    )
+    print(f"NumPy {np.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
+    pairs: dict[str, tuple[Run, Run]] = {}
+    for case in options.only:
+        name, shape = CASES[case]
+        pairs[name] = pairs.get(name) or base_pair(name)
+        ours, theirs = pairs[name]
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        error = float(np.abs(ours(x) - theirs(x)).max())
+        mine, its = in_turns([partial(ours, x), partial(theirs, x)], options.repeat)
         print(
-            f"audio base CTC, {seconds:g} s: numpy {mine:.3f} s, torch {torchs:.3f} s, ratio {mine / torchs:.2f}"
-            f" (outputs differ by {error:.1e})"
+            f"{case:10}  numpy {mine:.3f} s  torch {its:.3f} s  ratio {mine / its:.2f}  outputs differ by {error:.0e}"
         )
 
 

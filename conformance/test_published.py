@@ -1,7 +1,8 @@
 """The published checkpoints, where they are on this machine or may be downloaded.
 
-D2V_DOWNLOAD=1 pytest conformance/test_published.py      # downloads what is missing: 6 GB for text and audio
+D2V_DOWNLOAD=1 pytest conformance/test_published.py      # downloads what is missing: 9 GB
 D2V_LIBRISPEECH=FOLDER                                   # where LibriSpeech's dev-clean lies, for the transcripts
+D2V_COCO=FOLDER                                          # where COCO's val2017 lies, for the pictures
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from d2v_ref.synthesis import write_checkpoint
 
 LIST = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))["checkpoint"]
 DOWNLOAD = os.environ.get("D2V_DOWNLOAD") == "1"
-LIBRISPEECH = os.environ.get("D2V_LIBRISPEECH")
+LIBRISPEECH, COCO = os.environ.get("D2V_LIBRISPEECH"), os.environ.get("D2V_COCO")
 HERE = [entry for entry in LIST if entry["class"] in MODELS]
 
 
@@ -37,9 +38,9 @@ def take(array: np.ndarray, index: str) -> np.ndarray:
     return array[tuple(slice(None, int(part[1:])) if part.startswith(":") else int(part) for part in parts)]
 
 
-def meet(model: PreTrainedModel, entry: dict[str, Any], tally: dict[str, Any]) -> None:
+def meet(model: PreTrainedModel, inputs: dict[str, Any], entry: dict[str, Any], tally: dict[str, Any]) -> None:
     """Every published value of an entry, within its tolerance."""
-    out = model(**entry["inputs"])
+    out = model(**inputs)
     for value in entry["values"]:
         got, want = take(out[value["output"]], value["index"]), np.array(value["numbers"])
         np.testing.assert_allclose(got, want, rtol=0, atol=value["atol"])
@@ -74,7 +75,7 @@ def test_the_list_is_whole() -> None:
     for prefix in {entry["class"].partition("For")[0].removesuffix("Model") for entry in HERE}:
         assert any(entry.get("values") or entry.get("transcripts") for entry in HERE if prefix in entry["class"])
     for entry in HERE:
-        assert bool(entry.get("values")) == bool(entry.get("inputs")), entry["id"]
+        assert bool(entry.get("values")) == ("inputs" in entry or "picture" in entry), entry["id"]
         assert entry.get("source") or not (entry.get("values") or entry.get("transcripts")), entry["id"]
 
 
@@ -86,8 +87,9 @@ def test_other_weights_do_not_meet_them(entry: dict[str, Any]) -> None:
     cls = model_class(entry["class"])
     config = cls.config_class(**{**cls.config_class.sizes["base"], "num_hidden_layers": 1})
     weights = synth.weights({name: value.shape for name, _, _, value in cls(config).named_parameters()}, 0)
+    picture = {"pixel_values": np.zeros((1, 3, 224, 224), np.float32)}
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        meet(cls(config, weights), entry, defaultdict(Tally))
+        meet(cls(config, weights), entry.get("inputs", picture), entry, defaultdict(Tally))
 
 
 def test_other_weights_do_not_transcribe(tmp_path: Path) -> None:
@@ -110,8 +112,18 @@ def test_published_values(entry: dict[str, Any], tally: dict[str, Any]) -> None:
     assert report is not None
     unknown = [name for name, why in report.unused.items() if why.endswith("has no weight of this name")]
     assert entry["class"].endswith("Model") or not unknown  # a bare model may leave a head's weights unused
-    if entry.get("values"):
-        meet(model, entry, tally)
+    if "inputs" in entry:
+        meet(model, entry["inputs"], entry, tally)
+
+
+@pytest.mark.parametrize("entry", [entry for entry in HERE if "picture" in entry], ids=lambda entry: str(entry["id"]))
+def test_published_values_of_a_picture(entry: dict[str, Any], tally: dict[str, Any]) -> None:
+    folder = found(entry)
+    if COCO is None:
+        pytest.skip("COCO: set D2V_COCO to the folder that holds val2017")
+    picture = next(Path(COCO).glob(f"**/{entry['picture']}"))
+    inputs = d2v_ref.BeitImageProcessor.from_pretrained(folder)(picture).arrays()
+    meet(model_class(entry["class"]).from_pretrained(folder), inputs, entry, tally)
 
 
 @pytest.mark.parametrize(

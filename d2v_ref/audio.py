@@ -24,7 +24,7 @@ from d2v_ref import checks, losses
 from d2v_ref.config import Config
 from d2v_ref.ctc import ctc_loss
 from d2v_ref.errors import ConfigError, InputError
-from d2v_ref.nn import Activation, Conv1d, LayerNorm, Linear, Module, Parameter, recording
+from d2v_ref.nn import Activation, Conv1d, LayerNorm, Linear, Module, Parameter, Residual, recording
 from d2v_ref.ops import ACTIVATIONS
 from d2v_ref.outputs import (
     CausalLMOutput,
@@ -271,19 +271,7 @@ class Data2VecAudioPositionalConvEmbedding(Module):
         return x
 
 
-class _Residual(Module):
-    """A module whose output is added to what it is given as ``residual``, in the last product of the backend.
-
-    Recorded, it shows its output without the residual, as Hugging Face's module gives it.
-    """
-
-    def __call__(self, x: Array, *shared: Any, residual: Array) -> Array:
-        if recording():
-            return residual + super().__call__(x, *shared)
-        return self.forward(x, *shared, residual=residual)
-
-
-class Data2VecAudioAttention(_Residual):
+class Data2VecAudioAttention(Residual):
     """Multi-head self-attention and output projection (Vaswani et al. 2017, sec. 3.2).  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecAudioConfig) -> None:
@@ -302,7 +290,7 @@ class Data2VecAudioAttention(_Residual):
         return self.out_proj(context, residual=residual)
 
 
-class Data2VecAudioFeedForward(_Residual):
+class Data2VecAudioFeedForward(Residual):
     """W2 activation(W1 x + b1) + b2.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecAudioConfig) -> None:

@@ -47,7 +47,9 @@ class Config:
                 value = _label_names(value)
             if not fits(value, kind):
                 raise ConfigError(f"{name} has the wrong type", got=repr(value), expected=spell(kind))
-            setattr(self, name, value)
+            setattr(
+                self, name, list(value) if isinstance(value, list | tuple) else value
+            )  # its own list, not a default
         self.extra: dict[str, Any] = {name: value for name, value in values.items() if name != "model_type"}
         given = values.get("model_type", self.model_type)
         if given != self.model_type:

@@ -129,6 +129,22 @@ def am_softmax_loss(cos_theta: np.ndarray, labels: Any, scale: float = 30.0, mar
     return cross_entropy(scale * psi, labels)
 
 
+def tf_sequence_classification_loss(logits: np.ndarray, labels: Any) -> np.ndarray:
+    """The loss of HF's TensorFlow heads, not reduced: (B,).
+
+    One class is a regression, mean squared error of each row; else the cross entropy of each row, labels (B,).
+    (transformers 4 TFSequenceClassificationLoss)
+    """
+    batch, classes = logits.shape
+    labels = checks.anything("labels", labels)
+    labels = labels.reshape(-1) if labels.shape == (batch, 1) else labels
+    if classes == 1:
+        targets = checks.array("labels", labels, (batch,), "fiu", logits.dtype).astype(logits.dtype, copy=False)
+        return np.square(logits[:, 0] - targets)
+    labels = checks.indices("labels", labels, (batch,), classes)
+    return -_ops.log_softmax(logits)[np.arange(batch), labels]
+
+
 def question_answering_loss(start_logits: np.ndarray, end_logits: np.ndarray, starts: Any, ends: Any) -> np.ndarray:
     """Mean of the cross entropies of start and end: logits (B, T), positions (B,) or (B, 1).
 

@@ -134,3 +134,27 @@ class XVectorOutput(ModelOutput):
     embeddings: Array = None  # (B, D)
     hidden_states: Arrays | None = None
     attentions: Arrays | None = None
+
+
+@dataclass
+class BaseModelOutputWithPooling(ModelOutput):
+    last_hidden_state: Array = None  # (B, T, D)
+    pooler_output: Array = None  # (B, D)
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@dataclass
+class ImageClassifierOutput(ModelOutput):
+    loss: Array = None  # ()
+    logits: Array = None  # (B, labels)
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@dataclass
+class SemanticSegmenterOutput(ModelOutput):
+    loss: Array = None  # ()
+    logits: Array = None  # (B, labels, H, W)
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None

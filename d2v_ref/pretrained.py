@@ -60,7 +60,7 @@ class PreTrainedModel(Module):
         origin: where the weights come from, for messages.
 
     Raises:
-        CheckpointError: a weight is missing, has another shape or holds integers.
+        CheckpointError: a weight is missing, is there under two names, has another shape or holds integers.
         BackendError: the backend can't run here or does not compute in the dtype.
     """
 
@@ -69,6 +69,7 @@ class PreTrainedModel(Module):
     needs: ClassVar[dict[str, Any]] = {}  # settings without which the class makes no sense
     tied_weights: ClassVar[dict[str, str]] = {}  # name -> the name of the weight that it is
     ignored_weights: ClassVar[dict[str, str]] = {}  # pattern -> why files carry it
+    renamed_weights: ClassVar[dict[str, str]] = {}  # pattern of names in older files -> the names here
     optional_modules: ClassVar[dict[str, str]] = {}  # module -> the argument that leaves it out
 
     def __init__(
@@ -174,17 +175,30 @@ class PreTrainedModel(Module):
     def _names_in(self, weights: Weights) -> dict[str, str]:
         """Name here -> name in the checkpoint.
 
-        A bare model's weights fit into a model with a head, and the other way round: only the prefix differs.
+        Names of older versions are renamed. A bare model's weights fit into a model with a head, and the other way
+        round: only the prefix differs.
         """
         prefix = f"{self.base_model_prefix}."
         file_has_head = any(name.startswith(prefix) for name in weights)
         model_has_head = hasattr(self, self.base_model_prefix)
-        if file_has_head == model_has_head:
-            return {name: name for name in weights}
-        if model_has_head:
-            return {prefix + name: name for name in weights}
-        # The head's own weights keep a name that no bare model has.
-        return {name.removeprefix(prefix) if name.startswith(prefix) else f"(head).{name}": name for name in weights}
+
+        def here(name: str) -> str:
+            for pattern, replacement in self.renamed_weights.items():
+                name = re.sub(pattern, replacement, name)
+            if file_has_head == model_has_head:
+                return name
+            if model_has_head:
+                return prefix + name
+            # The head's own weights keep a name that no bare model has.
+            return name.removeprefix(prefix) if name.startswith(prefix) else f"(head).{name}"
+
+        names: dict[str, str] = {}
+        for name in weights:
+            other = names.setdefault(here(name), name)
+            if other != name:
+                hint = "Leave out the one that doesn't count"
+                raise CheckpointError(f"{here(name)} is there twice", got=f"{other} and {name}", hint=hint)
+        return names
 
     def _tie(self, found: dict[str, Any], report: LoadReport) -> None:
         """One array for the names that are one weight.

@@ -21,8 +21,8 @@ Element ``i`` (0, 1, 2, ... in row-major order) of the weight called ``name`` is
    - two or more axes: ``u * 2^-k``, ``k`` the smallest integer with ``3 * 4^k >= fan_in``, where ``fan_in`` is the
      number of elements of one row (the product of all axes but the first).  The standard deviation 2^-k / sqrt(3) is
      at most 1 / sqrt(fan_in), and more than half of it, so that a layer neither damps nor blows up what passes;
-   - one axis, name ending in "norm.weight" whatever the case of its letters (``LayerNorm.weight``,
-     ``layer_norm.weight``): ``1 + u * 2^-3``;
+   - one axis, ending in ".weight" after a part with "norm" in it, whatever the case of its letters
+     (``LayerNorm.weight``, ``layernorm_before.weight``), or ending in "running_var": ``1 + u * 2^-3``;
    - one axis otherwise: ``u * 2^-4``.
 
 ``tests/test_synth.py`` holds this text against a second reading of it in plain Python integers, and lists values to
@@ -69,7 +69,9 @@ def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         while 3 * 4**k < fan_in:
             k += 1
         return 0.0, 2.0**-k
-    return (1.0, 2.0**-3) if name.lower().endswith("norm.weight") else (0.0, 2.0**-4)
+    module, _, last = name.lower().rpartition(".")
+    positive = last == "running_var" or (last == "weight" and "norm" in module.rpartition(".")[2])
+    return (1.0, 2.0**-3) if positive else (0.0, 2.0**-4)
 
 
 def _fnv1a(name: str) -> int:

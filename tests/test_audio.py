@@ -36,6 +36,7 @@ from d2v_ref.auto import model_class
 from d2v_ref.ctc import ctc_loss
 from d2v_ref.errors import ConfigError, D2VError, InputError
 from d2v_ref.ops import Ops
+from d2v_ref.spec_augment import compute_mask_indices
 
 NAN, INF = float("nan"), float("inf")
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
@@ -70,13 +71,14 @@ def own(model: Any, out: Any, row: int, count: int) -> dict[str, np.ndarray]:
 
 
 def difference(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
-    """The largest relative difference of any array; an infinite loss equals another."""
+    """The largest relative difference of any array; an infinite loss equals another, and NaN is infinitely far."""
     assert got.keys() == want.keys()
     worst = 0.0
     for name, value in want.items():
         assert got[name].shape == value.shape
         if value.size and not np.array_equal(got[name], value):
-            worst = max(worst, float(np.abs(got[name] - value).max() / np.abs(value).max()))
+            error = float(np.abs(got[name] - value).max() / np.abs(value).max())
+            worst = max(worst, INF if np.isnan(error) else error)
     return worst
 
 
@@ -189,6 +191,22 @@ def test_what_padding_holds_counts_in_neither_mode(name: str) -> None:
     for key, value in with_head.items():
         if key != "extract_features":
             np.testing.assert_allclose(changed[key], value, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_overflows_in_the_padding_stays_there(name: str) -> None:
+    """The largest numbers there are make NaN of the padded frames, and of no other."""
+    for padding in ("hf", "exact"):
+        made = build(name, padding=padding)
+        first = f"{bare(name)}feature_extractor.conv_layers.0.conv.weight"
+        weights = made.state_dict()
+        model = type(made)(made.config, {**weights, first: np.abs(weights[first])}, dtype="float64")
+        mask = mask_of([150, 90], 150)
+        with np.errstate(all="ignore"):
+            out, taps = model.record(np.where(mask, X, np.finfo(np.float64).max), mask)
+        assert np.isnan(taps[f"{bare(name)}feature_extractor"]).any()
+        want = model(np.where(mask, X, 0), mask)
+        assert difference(own(model, out, 1, 90), own(model, want, 1, 90)) < 1e-12
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -558,6 +576,13 @@ def test_masked_frames_become_the_vector() -> None:
     weight, bias = (one.state_dict()[f"encoder.layer_norm.{kind}"] for kind in ("weight", "bias"))
     got = one(X, mask_time_indices=hidden).last_hidden_state
     # Without positional convolutions what they would convolve stands for their output, here as in transformers.
+    np.testing.assert_allclose(got, Ops("float64").layer_norm(2 * want, weight, bias, 1e-5), atol=1e-12)
+    # Features are masked after the frames, and become 0.
+    masking = build(BARE, num_conv_pos_embeddings=0, num_hidden_layers=0, mask_feature_prob=0.5)
+    got = masking(X, mask_time_indices=hidden, generator=np.random.default_rng(3)).last_hidden_state
+    features = compute_mask_indices((2, 12), 0.5, 2, np.random.default_rng(3))
+    want = np.where(features[:, None, :], 0, want)
+    assert features.any(axis=1).all()
     np.testing.assert_allclose(got, Ops("float64").layer_norm(2 * want, weight, bias, 1e-5), atol=1e-12)
     for name in CLASSES:
         want = main_output(models[name](X))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
 from unittest import mock
 
 import audio_models
 import numpy as np
 import pytest
+import vision_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_models import CHOICE, CLASSES, build, token_ids, trained
 
 import d2v_ref.audio
+import d2v_ref.ops.definitions
+import d2v_ref.vision
 from d2v_ref.golden import tolerances
 from d2v_ref.golden.bounds import UNIT_ROUNDOFF, RoundingProbe
 from d2v_ref.ops import ACTIVATIONS, Ops
@@ -102,6 +107,32 @@ def test_longer_audio_in_float32_stays_within(name: str) -> None:
     assert first_outside(model.record(**inputs)[1], exact, bounds(model, exact, **inputs)) is None
 
 
+@pytest.mark.parametrize("name", vision_models.CLASSES)
+@settings(max_examples=8)
+@given(data=st.data(), seed=st.integers(0, 2**32), factor=st.sampled_from([0.0, 1.0, 4.0]))
+def test_vision_in_float32_stays_within(name: str, data: st.DataObject, seed: int, factor: float) -> None:
+    """Pictures of other sizes, every kind of position, masked patches; the losses included."""
+    config = data.draw(vision_models.vision_configs(name))
+    model = vision_models.trained(vision_models.build(name, seed=seed, dtype="float32", config=config), factor, seed)
+    inputs = vision_models.inputs_of(model, seed)
+    exact = record(model, EXACT, **inputs)
+    assert first_outside(model.record(**inputs)[1], exact, bounds(model, exact, **inputs)) is None
+
+
+def test_a_larger_vision_model_in_float32_stays_within() -> None:
+    """96 patches and 6 layers, for a table of 5 x 5 patches: sums over patches, and tables that are resized."""
+    shape: dict[str, Any] = {
+        "hidden_size": 48,
+        "num_hidden_layers": 6,
+        "image_size": 20,
+        "use_absolute_position_embeddings": True,
+    }
+    model = vision_models.build(vision_models.CLASSIFIER, dtype="float32", **shape)
+    inputs: dict[str, Any] = {"pixel_values": vision_models.pictures(0, 1, 48, 32).astype("f4")}
+    exact = record(model, EXACT, **inputs)
+    assert first_outside(model.record(**inputs)[1], exact, bounds(model, exact, **inputs)) is None
+
+
 HEADS: dict[str, dict[str, Any]] = {
     "Data2VecTextForMaskedLM": {"labels": token_ids("Data2VecTextForMaskedLM", 1)},
     "Data2VecTextForSequenceClassification": {"labels": [0, 1]},
@@ -168,18 +199,20 @@ class ShiftedCausal(Ops):
 
 
 class NoBias(Ops):
-    def linear(self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None) -> Any:
+    def linear(
+        self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None, scale: Any = None
+    ) -> Any:
         return super().linear(x, weight, None, activation, residual)
 
 
 class HalfPrecisionProducts(Ops):
     """What a GPU's TF32 does: 10 bits of the factors."""
 
-    def linear(self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None) -> Any:
+    def linear(self, x: Any, weight: Any, *rest: Any) -> Any:
         def cut(a: Any) -> Any:
             return (a.astype(np.float32).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).astype(a.dtype)
 
-        return super().linear(cut(x), cut(weight), bias, activation, residual)
+        return super().linear(cut(x), cut(weight), *rest)
 
 
 LAYER = "encoder.layer.0."
@@ -304,6 +337,144 @@ def test_a_fault_of_audio_shows_at_the_module_that_has_it(
         assert first_outside(record(model, Ops(dtype), **inputs), exact, allowed) is None
 
 
+class LooseEps(Ops):
+    """1e-6, as in the original models, in the place of the 1e-12 of transformers."""
+
+    def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+        return super().layer_norm(x, weight, bias, max(eps, 1e-6))
+
+
+class BatchEps(Ops):
+    def batch_norm(self, x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
+        return super().batch_norm(x, mean, var, weight, bias, 1e-3)
+
+
+class NoVariance(Ops):
+    def batch_norm(self, x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
+        return super().batch_norm(x, mean, np.square(var), weight, bias, eps)
+
+
+class TurnedKernel(Ops):
+    """Rows for columns."""
+
+    def conv2d(self, x: Any, weight: Any, *rest: Any) -> Any:
+        return super().conv2d(x, weight.swapaxes(2, 3), *rest)
+
+
+class TurnedTiles(Ops):
+    def conv_transpose2d(self, x: Any, weight: Any, bias: Any) -> Any:
+        return super().conv_transpose2d(x, weight.swapaxes(2, 3), bias)
+
+
+class Corners(Ops):
+    """align_corners=True, bilinear for bicubic as well."""
+
+    def _interpolation(self, length: int, out: int, mode: str) -> Any:
+        at = np.arange(out) * (length - 1) / max(out - 1, 1)
+        return self.asarray(np.maximum(1 - np.abs(at[:, None] - np.arange(length)), 0))
+
+
+class OtherCubic(Ops):
+    """Keys' own a, as PIL has it."""
+
+    def resize(self, x: Any, size: Any, mode: str) -> Any:
+        with mock.patch.object(d2v_ref.ops.definitions, "_keys", functools.partial(KEYS, a=-0.5)):
+            return super().resize(x, size, mode)
+
+
+class NarrowCells(Ops):
+    """Cells that do not overlap, as of an average pool of a fixed size."""
+
+    def adaptive_avg_pool2d(self, x: Any, size: int) -> Any:
+        edges = [[i * length // size for i in range(size + 1)] for length in x.shape[1:3]]
+        if not all(a < b for line in edges for a, b in itertools.pairwise(line)):
+            return super().adaptive_avg_pool2d(x, size)
+        cells = [[x[:, a:b, c:d].mean((1, 2)) for c, d in itertools.pairwise(edges[1])]
+                 for a, b in itertools.pairwise(edges[0])]  # fmt: skip
+        return np.array(cells).transpose(2, 0, 1, 3)
+
+
+class SoftmaxOverQueries(Ops):
+    def softmax(self, x: Any) -> Any:
+        return super().softmax(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+
+
+KEYS = d2v_ref.ops.definitions._keys
+CLASSIFIER, SEGMENTER = vision_models.CLASSIFIER, vision_models.SEGMENTER
+VISION, LARGER = "data2vec_vision.encoder.layer.0.", {"image_size": 24}
+VISION_FAULTS: list[tuple[Any, str, str, dict[str, Any]]] = [
+    (TanhGelu, CLASSIFIER, f"{VISION}intermediate.intermediate_act_fn", {}),
+    (LooseEps, CLASSIFIER, f"{VISION}layernorm_before", {}),
+    (SampleVariance, CLASSIFIER, f"{VISION}layernorm_before", {}),
+    (NoScale, CLASSIFIER, f"{VISION}attention.attention#probs", {}),
+    (SoftmaxOverQueries, SEGMENTER, f"{VISION}attention.attention#probs", {}),
+    (TurnedKernel, CLASSIFIER, "data2vec_vision.embeddings.patch_embeddings.projection", {}),
+    (TurnedTiles, SEGMENTER, "fpn1.0", {}),
+    (BatchEps, SEGMENTER, "fpn1.1", {}),
+    (NoVariance, SEGMENTER, "fpn1.1", {}),
+    (Corners, SEGMENTER, "decode_head.psp_modules.blocks.2", LARGER),
+    (NarrowCells, SEGMENTER, "decode_head.psp_modules.blocks.1.pooling", LARGER),
+    (Corners, CLASSIFIER, "data2vec_vision.encoder.relative_position_bias", {"height": 16}),
+    (Corners, CLASSIFIER, "data2vec_vision.embeddings", {"height": 16, "use_absolute_position_embeddings": True}),
+    (OtherCubic, CLASSIFIER, "data2vec_vision.embeddings", {"height": 16, "use_absolute_position_embeddings": True}),
+]
+
+
+def vision_case(name: str, seed: int, height: int | None = None, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    model = vision_models.build(name, seed=seed, dtype="float32", **changes)
+    inputs = vision_models.inputs_of(model, seed, any_size=False)
+    if height is not None:
+        inputs = {"pixel_values": vision_models.pictures(seed, 2, height).astype("f4")}
+    return model, inputs
+
+
+@pytest.mark.parametrize(("fault", "name", "where", "changes"), VISION_FAULTS)
+@pytest.mark.parametrize("dtype", Ops.dtypes)
+def test_a_fault_of_vision_shows_at_the_module_that_has_it(
+    fault: type[Ops], name: str, where: str, changes: dict[str, Any], dtype: str
+) -> None:
+    for seed in range(2):
+        model, inputs = vision_case(name, seed, **changes)
+        exact = record(model, EXACT, **inputs)
+        allowed = bounds(model, exact, **inputs)
+        assert first_outside(record(model, fault(dtype), **inputs), exact, allowed) == where
+        assert first_outside(record(model, Ops(dtype), **inputs), exact, allowed) is None
+
+
+def _without_scale(self: Any, x: Any, run: Any) -> Any:
+    x = self.attention(self.layernorm_before(x), run, residual=x)
+    return self.output(self.intermediate(self.layernorm_after(x)), residual=x)
+
+
+INDEX = d2v_ref.vision.relative_position_index
+FAULTS_OF_VISION: dict[str, tuple[str, Any, str, dict[str, Any]]] = {
+    "no lambda": ("Data2VecVisionLayer.forward", _without_scale, f"{VISION}layernorm_after", {}),
+    "a window that is turned": (
+        "relative_position_index", lambda window: INDEX(window[::-1]), "data2vec_vision.encoder.relative_position_bias",
+        {"height": 16},
+    ),
+    "keys for queries": (
+        "relative_position_index", lambda window: INDEX(window).T, "data2vec_vision.encoder.relative_position_bias", {},
+    ),
+    "the class token in the mean": (
+        "Data2VecVisionPooler.forward", lambda self, x: self.layernorm(x.mean(1)), "data2vec_vision.pooler.layernorm",
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_VISION)
+def test_a_fault_of_a_vision_model_shows_at_the_module_that_has_it(fault: str) -> None:
+    place, wrong, where, changes = FAULTS_OF_VISION[fault]
+    for seed in range(3):
+        model, inputs = vision_case(CLASSIFIER, seed, **changes)
+        exact = record(model, EXACT, **inputs)
+        allowed = bounds(model, exact, **inputs)
+        assert first_outside(record(model, Ops(), **inputs), exact, allowed) is None
+        with mock.patch(f"d2v_ref.vision.{place}", wrong):
+            assert first_outside(record(model, Ops(), **inputs), exact, allowed) == where
+
+
 FAULTS_OF_MODELS: dict[str, tuple[str, Any, str, dict[str, Any]]] = {
     "padding that is not emptied": ("emptied", lambda x, mask: x, f"{POSITION}conv", {}),
     "the first frame dropped for the last": (
@@ -401,7 +572,8 @@ def test_a_probe_without_rounding_is_the_definition() -> None:
 def test_every_operation_that_rounds_is_probed() -> None:
     """Those that move or choose numbers do not round, and the fused ones are made of the others."""
     exact = {"asarray", "to_numpy", "prepare", "concatenate", "split_heads", "embedding", "identity"}
-    fused = {"project", "conv_norm_act"}
+    exact |= {"max_pool2d"}
+    fused = {"project", "conv_norm_act", "conv2d_norm_act"}
     parts = {"softmax", "log_softmax", "softplus"}  # inside attention and activations, or not in a model
     elementwise = set(ACTIVATIONS.values())
     every = {name for name, value in vars(Ops).items() if callable(value) and not name.startswith("_")} - {"overrides"}

@@ -18,6 +18,7 @@ from unittest import mock
 import audio_models
 import numpy as np
 import pytest
+import vision_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import d2v, disk, refused
@@ -39,6 +40,9 @@ SPEECH: dict[str, np.ndarray] = {
     "input_values": audio_models.samples(0, 2, 8000).astype(np.float32),
     "attention_mask": audio_models.mask_of([8000, 6000], 8000),
 }
+PICTURES: dict[str, np.ndarray] = {"pixel_values": vision_models.pictures(0, 2, 64, 64, 3).astype(np.float32)}
+# What a model of each modality is recorded with, by a word of the class's name.
+INPUTS = {"Text": {"input_ids": IDS, "attention_mask": MASK}, "Audio": SPEECH, "Vision": PICTURES}
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +55,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle of every class, of two texts or two utterances of different lengths."""
+    """A bundle of every class, of two texts or utterances of different lengths, or two pictures."""
     root = tmp_path_factory.mktemp("bundles")
     for name, folder in checkpoints.items():
-        arrays = SPEECH if "Audio" in name else {"input_ids": IDS, "attention_mask": MASK}
+        arrays = next(arrays for modality, arrays in INPUTS.items() if modality in name)
         if name == CHOICE:
             arrays = {key: array[None] for key, array in arrays.items()}
         golden.record(load(folder), arrays, root / name, name=folder, folder=folder)
@@ -142,6 +146,33 @@ def test_arrays_from_a_file(name: str, arrays: dict[str, Any], ending: str, chec
 def audio_checkpoint(name: str, folder: str = "audio", **changes: Any) -> Path:
     audio_models.build(name, dtype="float32", **changes).save_pretrained(folder)
     return Path(folder)
+
+
+def vision_held(name: str, arrays: dict[str, Any], flags: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A bundle of a small vision model, which its own check passes."""
+    vision_models.build(name, dtype="float32", pooler=False, **changes).save_pretrained("vision")
+    golden.record(load("vision"), arrays, "v", name="vision", folder=Path("vision"), arguments=flags)
+    assert golden.check("v").passed
+    assert golden.check("v", dtype="float64").passed
+    return Path("v")
+
+
+@pytest.mark.parametrize("name", vision_models.CLASSES)
+def test_vision_with_masks_labels_and_options(name: str) -> None:
+    arrays = vision_models.inputs_of(vision_models.build(name), 3)
+    assert len(arrays) == (2 if name == vision_models.BARE else 3)
+    bundle = vision_held(name, arrays, {"output_attentions": True, "interpolate_pos_encoding": True})
+    made = golden.read_bundle(bundle)
+    assert ("#loss" in made.taps) == ("labels" in arrays)
+    assert made.taps[f"{vision_models.bare(name)}encoder.relative_position_bias"].shape[:2] == (1, 3)
+    for flag in (1, "yes", None):
+        with pytest.raises(InputError, match=r"takes no such argument .got interpolate_pos_encoding="):
+            golden.record(load("vision"), arrays, "w", name="v", folder=Path("vision"),
+                          arguments={"interpolate_pos_encoding": flag})  # fmt: skip
+    with pytest.raises(InputError, match=r"takes no array of this name .got interpolate_pos_encoding; expected "):
+        golden.record(load("vision"), {**arrays, "interpolate_pos_encoding": np.ones(3)}, "w", name="v",
+                      folder=Path("vision"))  # fmt: skip
+    assert not Path("w").exists()
 
 
 def held(name: str, arrays: dict[str, Any], flags: dict[str, Any] | None = None, **changes: Any) -> golden.Bundle:
@@ -300,13 +331,15 @@ class PositionsOffByOne(Ops):
 
 
 class NoBias(Ops):
-    def linear(self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None) -> Any:
-        return super().linear(x, weight, None, activation, residual)
+    def linear(
+        self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None, scale: Any = None
+    ) -> Any:
+        return super().linear(x, weight, None, activation, residual, scale)
 
 
 class HalfPrecisionProducts(Ops):
-    def linear(self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None) -> Any:
-        return super().linear(x, weight.astype(np.float16).astype(np.float32), bias, activation, residual)
+    def linear(self, x: Any, weight: Any, *rest: Any) -> Any:
+        return super().linear(x, weight.astype(np.float16).astype(np.float32), *rest)
 
 
 class WrongTanh(Ops):
@@ -315,7 +348,9 @@ class WrongTanh(Ops):
 
 
 class FusionWithoutResidual(Ops):
-    def linear(self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None) -> Any:
+    def linear(
+        self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None, scale: Any = None
+    ) -> Any:
         return super().linear(x, weight, bias, activation)
 
 
@@ -353,6 +388,42 @@ class FusionWithoutNorm(Ops):
         return self.activation(activation, y)
 
 
+class LooseEps(Ops):
+    """Of a 1e-6 in the place of the 1e-12 that vision models have."""
+
+    def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+        return super().layer_norm(x, weight, bias, max(eps, 1e-6))
+
+
+class SoftmaxOverQueries(Ops):
+    def softmax(self, x: Any) -> Any:
+        return super().softmax(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+
+
+class Corners(Ops):
+    """align_corners=True."""
+
+    def _interpolation(self, length: int, out: int, mode: str) -> Any:
+        at = np.arange(out) * (length - 1) / max(out - 1, 1)
+        return self.asarray(np.maximum(1 - np.abs(at[:, None] - np.arange(length)), 0))
+
+
+class BatchEps(Ops):
+    def batch_norm(self, x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
+        return super().batch_norm(x, mean, var, weight, bias, 1e-3)
+
+
+class FusionWithoutScale(Ops):
+    def linear(self, x: Any, weight: Any, bias: Any = None, activation: Any = None, residual: Any = None,
+               scale: Any = None) -> Any:  # fmt: skip
+        return super().linear(x, weight, bias, activation, residual)
+
+
+class FusionWithoutBatchNorm(Ops):
+    def conv2d_norm_act(self, x: Any, conv: Any, norm: Any, activation: str) -> Any:
+        return self.activation(activation, self.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding))
+
+
 class NoGate(Ops):
     def glu(self, x: Any) -> Any:
         return x[..., : x.shape[-1] // 2]
@@ -360,6 +431,8 @@ class NoGate(Ops):
 
 LAYER = "data2vec_text.encoder.layer.0"
 CTC, XVECTOR = audio_models.CTC, audio_models.XVECTOR
+CLASSIFIER, SEGMENTER = vision_models.CLASSIFIER, vision_models.SEGMENTER
+VISION = "data2vec_vision.encoder.layer.0"
 CONV = "data2vec_audio.feature_extractor.conv_layers.0"
 POSITION = "data2vec_audio.encoder.pos_conv_embed.layers.0"
 
@@ -386,6 +459,14 @@ POSITION = "data2vec_audio.encoder.pos_conv_embed.layers.0"
         (NoMask, CTC, "data2vec_audio.encoder.layers.0.attention#probs", "Data2VecAudioAttention"),
         (NoDilation, XVECTOR, "tdnn.1.activation", "Activation"),
         (FusionWithoutNorm, CTC, "#logits (fused)", CTC),
+        (TanhGelu, CLASSIFIER, f"{VISION}.intermediate.intermediate_act_fn", "Activation"),
+        (LooseEps, CLASSIFIER, f"{VISION}.layernorm_before", "LayerNorm"),
+        (NoScale, CLASSIFIER, f"{VISION}.attention.attention#probs", "Data2VecVisionSelfAttention"),
+        (SoftmaxOverQueries, SEGMENTER, f"{VISION}.attention.attention#probs", "Data2VecVisionSelfAttention"),
+        (BatchEps, SEGMENTER, "fpn1.1", "BatchNorm2d"),
+        (Corners, SEGMENTER, "decode_head.psp_modules.blocks.1", "Data2VecVisionPyramidPoolingBlock"),
+        (FusionWithoutScale, CLASSIFIER, "#logits (fused)", CLASSIFIER),
+        (FusionWithoutBatchNorm, SEGMENTER, "#logits (fused)", SEGMENTER),
         (FusionWithoutResidual, CTC, "#logits (fused)", CTC),
     ],
 )
@@ -509,6 +590,7 @@ ANY_ARRAY = st.builds(
 )
 NAMES = ["input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "encoder_hidden_states"]
 NAMES += ["encoder_attention_mask", "labels", "past_key_values", "head_mask", "logits_to_keep", "x"]
+VISION_NAMES = ["pixel_values", "bool_masked_pos", "labels", "interpolate_pos_encoding"]
 AUDIO_NAMES = ["input_values", "attention_mask", "mask_time_indices", "labels"]
 
 
@@ -535,6 +617,22 @@ def test_any_arrays_of_audio_are_recorded_or_refused(name: str, arrays: dict[str
     model = audio_models.build(name, dtype="float32")
     model.save_pretrained("m")
     given = {"input_values": audio_models.samples().astype("f4"), **arrays}
+    with suppress(D2VError):
+        golden.record(model, given, "b", name="x", folder=Path("m"))
+        shutil.rmtree("b")
+    assert sorted(disk(Path())) == ["m", "m/config.json", "m/model.safetensors"]
+
+
+@settings(max_examples=40)
+@given(
+    name=st.sampled_from(vision_models.CLASSES),
+    arrays=st.dictionaries(st.sampled_from(VISION_NAMES), ANY_ARRAY),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the draws, cast to their dtype
+def test_any_arrays_of_vision_are_recorded_or_refused(name: str, arrays: dict[str, np.ndarray]) -> None:
+    model = vision_models.build(name, dtype="float32")
+    model.save_pretrained("m")
+    given = {"pixel_values": vision_models.pictures().astype("f4"), **arrays}
     with suppress(D2VError):
         golden.record(model, given, "b", name="x", folder=Path("m"))
         shutil.rmtree("b")

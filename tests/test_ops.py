@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -15,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.signal
 import scipy.special
 import scipy.stats
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from d2v_ref.errors import BackendError, InputError
-from d2v_ref.nn import Conv1d, LayerNorm, Linear, Module
+from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, LayerNorm, Linear, Module
 from d2v_ref.ops import ACTIVATIONS, Ops, definitions
 
 OPS = Ops("float64")
@@ -502,6 +504,9 @@ def test_a_fused_linear_is_what_it_fuses(seed: int, lead: tuple[int, ...], activ
     close(OPS.linear(x, weight, bias, activation), y)
     close(OPS.linear(x, weight, bias, activation, residual), y + residual)
     close(OPS.linear(x, weight, residual=residual), product + residual)
+    scale = random.normal(size=3)
+    close(OPS.linear(x, weight, bias, activation, residual, scale), scale * y + residual)
+    close(OPS.linear(x, weight, scale=scale), scale * product)
 
 
 def test_project_is_each_linear_in_turn() -> None:
@@ -536,9 +541,201 @@ def test_concatenate_and_split_heads() -> None:
         np.testing.assert_array_equal(split[:, h], part)
 
 
+# ---- maps
+
+
+@st.composite
+def maps(draw: st.DrawFn, least: int = 1) -> np.ndarray:
+    """(B, H, W, C), laid out in memory in one of several ways."""
+    batch, channels = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    height, width = draw(st.integers(least, 7)), draw(st.integers(least, 7))
+    random = np.random.default_rng(draw(seeds))
+    forms: dict[str, Any] = {
+        "contiguous": lambda: random.normal(size=(batch, height, width, channels)),
+        "channels first": lambda: random.normal(size=(batch, channels, height, width)).transpose(0, 2, 3, 1),
+        "every other": lambda: random.normal(size=(batch, 2 * height, 2 * width, channels))[:, ::2, ::-2],
+        "turned": lambda: random.normal(size=(width, height, batch, channels)).transpose(2, 1, 0, 3),
+    }
+    return forms[draw(st.sampled_from(sorted(forms)))]()
+
+
+@settings(max_examples=60)
+@given(
+    x=maps(), kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), padding=st.integers(0, 2),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)), outputs=st.integers(1, 3), seed=seeds,
+    block=st.sampled_from([1, 10, 50, 1 << 20]),
+)  # fmt: skip
+def test_conv2d_in_a_slow_loop(
+    x: np.ndarray, kernel: Any, padding: int, stride: Any, outputs: int, seed: int, block: int
+) -> None:
+    """Pixel by pixel and tap by tap, in pieces of any size."""
+    batch, height, width, channels = x.shape
+    random = np.random.default_rng(seed)
+    weight, bias = random.normal(size=(outputs, channels, *kernel)), random.normal(size=outputs)
+    spans = [(length + 2 * padding - taps) for length, taps in zip((height, width), kernel, strict=True)]
+    with mock.patch.object(definitions, "_BLOCK", block):
+        if min(spans) < 0:
+            with pytest.raises(InputError, match=r"^conv2d: the map is smaller than the kernel"):
+                OPS.conv2d(x, weight, bias, stride, padding)
+            return
+        got = OPS.conv2d(x, weight, bias, stride, padding)
+        close(OPS.conv2d(x, weight, None, stride, padding), got - bias)
+    down, across = (span // step + 1 for span, step in zip(spans, stride, strict=True))
+    want = np.zeros((batch, down, across, outputs))
+    for b, i, j, o in np.ndindex(want.shape):
+        want[b, i, j, o] = bias[o]
+        for u, v in np.ndindex(*kernel):
+            y, z = i * stride[0] + u - padding, j * stride[1] + v - padding
+            if 0 <= y < height and 0 <= z < width:
+                want[b, i, j, o] += weight[o, :, u, v] @ x[b, y, z]
+    close(got, want)
+
+
+@given(x=maps(least=3), seed=seeds)
+def test_conv2d_is_a_correlation(x: np.ndarray, seed: int) -> None:
+    kernel = np.random.default_rng(seed).normal(size=(1, x.shape[3], 3, 2))
+    want = sum(scipy.signal.correlate2d(x[0, :, :, c], kernel[0, c], "valid") for c in range(x.shape[3]))
+    close(OPS.conv2d(x, kernel)[0, :, :, 0], want)
+
+
+@given(x=maps(), size=st.integers(1, 3), outputs=st.integers(1, 3), seed=seeds)
+def test_conv_transpose2d_is_the_transpose_of_the_convolution(
+    x: np.ndarray, size: int, outputs: int, seed: int
+) -> None:
+    """<conv_transpose(x), y> = <x, conv(y)> with one weight; and each tile comes of its pixel alone."""
+    random = np.random.default_rng(seed)
+    weight, bias = random.normal(size=(x.shape[3], outputs, size, size)), random.normal(size=outputs)
+    got = OPS.conv_transpose2d(x, weight, np.zeros(outputs))
+    y = random.normal(size=got.shape)
+    close((got * y).sum(), (x * OPS.conv2d(y, weight, None, (size, size))).sum(), atol=1e-10)
+    close(OPS.conv_transpose2d(x, weight, bias), got + bias)
+    for b, i, j, _ in np.ndindex(x.shape):
+        tile = np.einsum("c,couv->uvo", x[b, i, j], weight)
+        close(got[b, i * size : (i + 1) * size, j * size : (j + 1) * size], tile)
+
+
+@given(x=maps(), seed=seeds, eps=st.sampled_from([1e-5, 0.1]))
+def test_batch_norm_by_the_statistics_of_the_batch_itself(x: np.ndarray, seed: int, eps: float) -> None:
+    """Then mean 0 and a variance that eps makes smaller; other statistics shift and stretch."""
+    random, width = np.random.default_rng(seed), x.shape[3]
+    weight, bias = random.normal(size=width), random.normal(size=width)
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    y = OPS.batch_norm(x, mean, var, np.ones(width), np.zeros(width), eps)
+    close(y.mean((0, 1, 2)), np.zeros(width))
+    close(y.var((0, 1, 2)), var / (var + eps))
+    close(OPS.batch_norm(x, mean, var, weight, bias, eps), y * weight + bias)
+    # A channel of three times the spread has nine times the variance, and one that is moved has another mean.
+    close(OPS.batch_norm(3 * x + 1, 3 * mean + 1, 9 * var, weight, bias, 9 * eps), y * weight + bias, atol=1e-10)
+
+
+@given(x=maps(), padding=st.integers(0, 1), seed=seeds, activation=st.sampled_from(["relu", "gelu"]))
+def test_conv2d_norm_act_is_its_parts(x: np.ndarray, padding: int, seed: int, activation: str) -> None:
+    random, width = np.random.default_rng(seed), x.shape[3]
+    conv, norm = Conv2d(width, 2, (1, 1), padding=padding), BatchNorm2d(2, 0.1)
+    conv.weight, conv.bias = random.normal(size=(2, width, 1, 1)), random.normal(size=2)
+    norm.weight, norm.bias, norm.running_mean = random.normal(size=(3, 2))
+    norm.running_var = random.random(2)
+    y = OPS.conv2d(x, conv.weight, conv.bias, (1, 1), padding)
+    y = OPS.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, 0.1)
+    close(OPS.conv2d_norm_act(x, conv, norm, activation), OPS.activation(activation, y))
+
+
+@given(x=maps(), size=st.integers(1, 4))
+def test_pools_of_every_tile_and_cell(x: np.ndarray, size: int) -> None:
+    batch, height, width, channels = x.shape
+    if min(height, width) < size:
+        with pytest.raises(InputError, match=r"^max_pool2d: the map is smaller than a tile"):
+            OPS.max_pool2d(x, size)
+    else:
+        got = OPS.max_pool2d(x, size)
+        assert got.shape == (batch, height // size, width // size, channels)
+        for i, j in np.ndindex(got.shape[1:3]):
+            tile = x[:, i * size : (i + 1) * size, j * size : (j + 1) * size]
+            np.testing.assert_array_equal(got[:, i, j], tile.reshape(batch, -1, channels, order="A").max(1))
+    got = OPS.adaptive_avg_pool2d(x, size)
+    for i, j in np.ndindex(size, size):  # a pixel belongs to every cell that it overlaps
+        rows_ = [y for y in range(height) if y < Fraction(i + 1, size) * height and y + 1 > Fraction(i, size) * height]
+        columns = [z for z in range(width) if z < Fraction(j + 1, size) * width and z + 1 > Fraction(j, size) * width]
+        close(got[:, i, j], x[:, rows_][:, :, columns].mean((1, 2)))
+    close(OPS.adaptive_avg_pool2d(x, 1)[:, 0, 0], x.mean((1, 2)))
+    if size * size == height * width and height == width:
+        np.testing.assert_array_equal(got, x)
+
+
+MODES = ("bilinear", "bicubic")
+sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(x=maps(), size=sizes, constant=st.floats(-1e3, 1e3))
+def test_resize_keeps_what_it_may_not_change(mode: str, x: np.ndarray, size: Any, constant: float) -> None:
+    for ops in (OPS, Ops("float32")):
+        same = x.astype(ops.dtype)
+        np.testing.assert_array_equal(ops.resize(same, x.shape[1:3], mode), same)  # not a bit
+        assert ops.resize(same, size, mode).dtype == ops.dtype
+    close(OPS.resize(np.full(x.shape, constant), size, mode), np.full((len(x), *size, x.shape[3]), constant), 1e-10)
+    got = OPS.resize(x, size, mode)
+    close(OPS.resize(x[:, ::-1, ::-1], size, mode), got[:, ::-1, ::-1])  # it has no preferred end
+    close(OPS.resize(x.swapaxes(1, 2), size[::-1], mode), got.swapaxes(1, 2))
+    close(OPS.resize(np.ascontiguousarray(x), size, mode), got)
+    close(OPS.resize(x[:, :1, :1], size, mode), np.broadcast_to(x[:, :1, :1], got.shape))  # one pixel is everywhere
+
+
+@given(length=st.integers(4, 9), out=st.integers(1, 30), a=st.floats(-5, 5), b=st.floats(-5, 5))
+def test_resize_of_a_polynomial_is_that_polynomial_inside(length: int, out: int, a: float, b: float) -> None:
+    """At output pixels' centres, where no tap lies beyond the border.
+
+    Bilinear reproduces a line.  Bicubic does so, and squares too, with Keys' own a = -1/2 only; with -3/4 it meets a
+    line at the pixels and half-way between them.
+    """
+    pixels, centres = (np.arange(length) + 0.5) / length, (np.arange(out) + 0.5) / out
+
+    def resized(y: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
+        """The output, and where it sees no border."""
+        taps = {"bilinear": 0.5, "bicubic": 1.5}[mode] / length
+        inside = (centres >= taps) & (centres <= 1 - taps)
+        return OPS.resize(y[None, :, None, None], (out, 1), mode)[0, :, 0, 0], inside
+
+    got, inside = resized(a * pixels + b, "bilinear")
+    close(got[inside], (a * centres + b)[inside])
+    assert np.abs(got - np.clip(got, (a * pixels + b).min() - 1e-12, (a * pixels + b).max() + 1e-12)).max() == 0
+    got, inside = resized(a * pixels + b, "bicubic")
+    inside &= length * (2 * np.arange(out) + 1) % out == 0
+    close(got[inside], (a * centres + b)[inside])
+    with mock.patch.object(definitions, "_keys", functools.partial(definitions._keys, a=-0.5)):
+        got, inside = resized(a * pixels * pixels + b * pixels, "bicubic")
+    close(got[inside], (a * centres * centres + b * centres)[inside])
+
+
+@given(x=maps(), size=sizes)
+def test_bilinear_resize_is_scipys_interpolation_at_the_centres(x: np.ndarray, size: Any) -> None:
+    at = [(np.arange(out) + 0.5) * length / out - 0.5 for out, length in zip(size, x.shape[1:3], strict=True)]
+    grid = np.meshgrid(*(np.clip(axis, 0, length - 1) for axis, length in zip(at, x.shape[1:3], strict=True)),
+                       indexing="ij")  # fmt: skip
+    got = OPS.resize(x, size, "bilinear")
+    for b, c in np.ndindex(x.shape[0], x.shape[3]):
+        close(got[b, :, :, c], scipy.ndimage.map_coordinates(x[b, :, :, c], grid, order=1, mode="nearest"))
+
+
+def test_bicubic_resize_of_one_bright_pixel() -> None:
+    """Twice the size: Keys' kernel with a = -3/4 at quarters, worked out by hand; and not at the border's half."""
+    x = np.zeros((1, 9, 1, 1))
+    x[0, 4] = 1
+    half = [-0.03515625, -0.10546875, 0.26171875, 0.87890625]
+    got = OPS.resize(x, (18, 1), "bicubic")[0, :, 0, 0]
+    np.testing.assert_allclose(got[5:13], [*half, *half[::-1]], atol=1e-15)
+    assert not got[:5].any()
+    assert not got[13:].any()
+    x[0, :] = 0
+    x[0, 0] = 1  # which stands beyond the border as well
+    got = OPS.resize(x, (18, 1), "bicubic")[0, :, 0, 0]
+    # Output 0 lies a quarter before pixel 0: all taps but the last, at 1, are pixel 0; output 1 has two beyond it.
+    np.testing.assert_allclose(got[:2], [half[0] + half[2] + half[3], half[1] + half[3]], atol=1e-15)
+
+
 # ---- errors, dtypes, purity
 
-q3, table = np.zeros((2, 3, 4)), np.zeros((7, 2))
+q3, table, m4 = np.zeros((2, 3, 4)), np.zeros((7, 2)), np.zeros((2, 3, 3, 4))
 
 
 def conv_norm_act(x: np.ndarray, taps: int, width: int) -> np.ndarray:
@@ -586,6 +783,35 @@ SHAPE_ERRORS: dict[str, Callable[[], Any]] = {
     ),
     "relative_key_bias: the keys": lambda: OPS.relative_key_bias(q3, q3[:, :, :2], 2, table, False),
     "relative_key_bias: the queries": lambda: OPS.relative_key_bias(q3, q3, 3, table, False),
+    "linear: the scale .*got .4,.; expected .5,.": lambda: OPS.linear(q3, np.zeros((5, 4)), scale=np.zeros(4)),
+    "conv2d: the channels do not fit the weight .got .2, 3, 3, 4.; expected .B, H, W, 5": lambda: OPS.conv2d(
+        m4, np.zeros((2, 5, 1, 1))
+    ),
+    "conv2d: the channels .*got .3, 3, 4.": lambda: OPS.conv2d(m4[0], np.zeros((2, 4, 1, 1))),
+    "conv2d: the map is smaller than the kernel .got .3, 3.; expected at least 4 x 1": lambda: OPS.conv2d(
+        m4, np.zeros((2, 4, 4, 1))
+    ),
+    "conv2d: the map is smaller .*got .5, 5.; expected at least 1 x 6, padding included": lambda: OPS.conv2d(
+        m4, np.zeros((2, 4, 1, 6)), padding=1
+    ),
+    "conv_transpose2d: the map .*got .2, 3, 3, 4.; expected .B, H, W, 3": lambda: OPS.conv_transpose2d(
+        m4, np.zeros((3, 4, 2, 2)), np.zeros(4)
+    ),
+    "conv_transpose2d: the map .*a square kernel": lambda: OPS.conv_transpose2d(
+        m4, np.zeros((4, 4, 2, 1)), np.zeros(4)
+    ),
+    "batch_norm: the last axis .*got .2, 3, 3, 4.; expected ...., 3": lambda: OPS.batch_norm(
+        m4, np.zeros(3), np.zeros(3), np.zeros(3), np.zeros(3), 0.1
+    ),
+    "max_pool2d: the map is smaller than a tile .got .2, 3, 3, 4.; expected 4 x 4": lambda: OPS.max_pool2d(m4, 4),
+    "max_pool2d: not a map .got .3, 3, 4.": lambda: OPS.max_pool2d(m4[0], 1),
+    "adaptive_avg_pool2d: not a map .got .3, 3, 4.": lambda: OPS.adaptive_avg_pool2d(m4[0], 1),
+    "adaptive_avg_pool2d: not a map .got .2, 0, 3, 4.": lambda: OPS.adaptive_avg_pool2d(m4[:, :0], 1),
+    "resize: not a map .got .2, 3, 4.; expected .B, H, W, C.": lambda: OPS.resize(q3, (2, 2), "bilinear"),
+    "resize: not a map .got .2, 3, 0, 4.": lambda: OPS.resize(m4[:, :, :0], (2, 2), "bilinear"),
+    "resize: unknown mode .got nearest; expected bilinear or bicubic": lambda: OPS.resize(m4, (2, 2), "nearest"),
+    "resize: no size .got 0; expected 1 or more": lambda: OPS.resize(m4, (2, 0), "bicubic"),
+    "resize: no size .got -1": lambda: OPS.resize(m4, (-1, 2), "bilinear"),
     "embedding: an index is outside": lambda: OPS.relative_key_bias(q3, q3, 2, table[:3], False),
 }
 
@@ -625,6 +851,11 @@ def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
     x, linear, conv, norm = array(2, 3, 4), Linear(4, 4), Conv1d(4, 4, 2, 1, 1, 2, bias=True), LayerNorm(4, 1e-5)
     linear.weight, linear.bias, norm.weight, norm.bias = array(4, 4), array(4), array(4), array(4)
     conv.weight, conv.bias = array(4, 2, 2), array(4)
+    picture, conv2d, batch_norm = array(2, 3, 5, 4), Conv2d(4, 4, (2, 2)), BatchNorm2d(4)
+    conv2d.weight, conv2d.bias = array(4, 4, 2, 2), array(4)
+    for name in ("weight", "bias", "running_mean"):
+        setattr(batch_norm, name, array(4))
+    batch_norm.running_var = np.abs(array(4))
     unary: dict[str, Any] = {
         name: ((x,), {}) for name in {*ACTIVATIONS.values(), "softplus", "softmax", "log_softmax", "asarray", "glu"}
     }
@@ -642,7 +873,7 @@ def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
         "concatenate": (((x, x),), {"axis": 1}),
         "activation": (("gelu_10", x), {}),
         "embedding": ((np.array([[0, 3]]), array(4, 2)), {}),
-        "linear": ((x, linear.weight, linear.bias, "gelu", array(2, 3, 4)), {}),
+        "linear": ((x, linear.weight, linear.bias, "gelu", array(2, 3, 4), array(4)), {}),
         "project": ((x, linear, linear), {}),
         "layer_norm": ((x, array(4), array(4), 1e-5), {}),
         "conv1d": ((x, conv.weight, conv.bias, 2, 1, 2, 2), {}),
@@ -651,6 +882,13 @@ def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
         "split_heads": ((x, 2), {}),
         "attention": ((x, array(2, 3, 4), array(2, 3, 4), 2), options),
         "relative_key_bias": ((x, array(2, 3, 4), 2, array(7, 2), True), {}),
+        "conv2d": ((picture, conv2d.weight, conv2d.bias, (2, 1), 1), {}),
+        "conv_transpose2d": ((picture, array(4, 3, 2, 2), array(3)), {}),
+        "batch_norm": ((picture, array(4), np.abs(array(4)), array(4), array(4), 1e-5), {}),
+        "conv2d_norm_act": ((picture, conv2d, batch_norm, "relu"), {}),
+        "max_pool2d": ((picture, 2), {}),
+        "adaptive_avg_pool2d": ((picture, 2), {}),
+        "resize": ((picture, (4, 2), "bicubic"), {}),
     }
 
 
@@ -661,7 +899,8 @@ def arrays_in(value: Any) -> list[np.ndarray]:
     if isinstance(value, np.ndarray):
         return [value]
     if isinstance(value, Module):
-        return [getattr(value, name) for name in ("weight", "bias")]
+        names = ("weight", "bias", "running_mean", "running_var")
+        return [getattr(value, name) for name in names if hasattr(value, name)]
     if isinstance(value, dict):
         value = tuple(value.values())
     return [array for item in value for array in arrays_in(item)] if isinstance(value, tuple) else []

@@ -9,6 +9,7 @@ from typing import Any
 import audio_models
 import numpy as np
 import pytest
+import vision_models
 from safetensors.numpy import load_file, save_file
 from text_models import CLASSES, LANGUAGE_MODELS, TINY, build, config_of, main_output, token_ids
 
@@ -629,3 +630,78 @@ def test_state_dict_has_what_num_parameters_counts() -> None:
         model = audio_models.build(name) if "Audio" in name else build(name)
         arrays = {id(value): value.size for value in model.state_dict().values()}
         assert model.num_parameters() == sum(arrays.values())
+
+
+# ---- vision
+
+
+@pytest.mark.parametrize("name", vision_models.CLASSES)
+def test_a_saved_vision_model_comes_back(name: str, tmp_path: Path) -> None:
+    model, x = vision_models.build(name, dtype="float32", pooler=False), vision_models.pictures()
+    model.save_pretrained(tmp_path)
+    again: Any = d2v_ref.load(tmp_path)
+    assert type(again) is type(model)
+    assert again.config.to_dict() == {**model.config.to_dict(), "architectures": [name], "dtype": "float32"}
+    got, want = (vision_models.main_output(one(x)) for one in (again, model))
+    np.testing.assert_array_equal(got, want)
+    assert not again.load_report.unused
+
+
+def test_a_segmentation_head_under_its_older_names(tmp_path: Path) -> None:
+    model = vision_models.build(vision_models.SEGMENTER, dtype="float32", auxiliary_concat_input=True)
+    model.save_pretrained(tmp_path)
+    weights = {vision_models.older(key): value for key, value in load_file(tmp_path / "model.safetensors").items()}
+    assert {"decode_head.psp_modules.0.1.conv.weight", "decode_head.bottleneck.bn.running_var"} <= set(weights)
+    assert not any("convolution" in key or "normalization" in key for key in weights)
+    extra = {
+        "decode_head.bottleneck.bn.num_batches_tracked": np.array(7),
+        "data2vec_vision.encoder.relative_position_bias.relative_position_index": np.zeros((10, 10), np.int64),
+    }
+    save_file({**weights, **extra}, tmp_path / "model.safetensors")
+    again: Any = d2v_ref.load(tmp_path)
+    x = vision_models.pictures()
+    np.testing.assert_array_equal(again(x).logits, model(x).logits)
+    report = again.load_report
+    assert report.unused == {
+        "decode_head.bottleneck.bn.num_batches_tracked": "a count of training steps",
+        "data2vec_vision.encoder.relative_position_bias.relative_position_index": "a table that follows from the size "
+        "of the picture",
+    }
+    assert report.used["decode_head.psp_bottleneck.convolution.weight"] == "decode_head.bottleneck.conv.weight"
+    assert not report.fresh
+    # Both names of one weight: neither is chosen in silence.
+    twice = {**weights, "decode_head.psp_bottleneck.convolution.weight": weights["decode_head.bottleneck.conv.weight"]}
+    save_file(twice, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"psp_bottleneck.convolution.weight is there twice .got .* and "):
+        d2v_ref.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", vision_models.CLASSES[1:])
+def test_vision_heads_and_bare_models_load_each_others_checkpoints(name: str, tmp_path: Path) -> None:
+    cls, bare, x = getattr(d2v_ref, name), d2v_ref.Data2VecVisionModel, vision_models.pictures()
+    vision_models.build(vision_models.BARE, dtype="float32", pooler=False).save_pretrained(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="weights are missing"):
+        cls.from_pretrained(tmp_path / "bare")
+    drawn = cls.from_pretrained(tmp_path / "bare", init_missing=1, num_labels=3)
+    assert drawn.load_report.fresh
+    assert not any("encoder" in key for key in drawn.load_report.fresh)
+    drawn.save_pretrained(tmp_path / "head")
+    inner: Any = bare.from_pretrained(tmp_path / "head")
+    want = bare.from_pretrained(tmp_path / "bare")
+    np.testing.assert_array_equal(inner(x).last_hidden_state, want(x).last_hidden_state)
+    assert set(inner.load_report.unused.values()) == {"Data2VecVisionModel has no weight of this name"}
+
+
+def test_the_pooler_of_a_vision_model_is_asked_for(tmp_path: Path) -> None:
+    bare, x = d2v_ref.Data2VecVisionModel, vision_models.pictures()
+    model = vision_models.build(vision_models.BARE, dtype="float32")
+    model.save_pretrained(tmp_path / "with")
+    vision_models.build(vision_models.BARE, dtype="float32", pooler=False).save_pretrained(tmp_path / "without")
+    assert bare.from_pretrained(tmp_path / "with").pooler is None
+    pooled = bare.from_pretrained(tmp_path / "with", add_pooling_layer=True)
+    np.testing.assert_array_equal(pooled(x).pooler_output, model(x).pooler_output)
+    assert bare.from_pretrained(tmp_path / "without").pooler is None
+    with pytest.raises(CheckpointError, match=r"2 of \d+ weights are missing .got no pooler.layernorm"):
+        bare.from_pretrained(tmp_path / "without", add_pooling_layer=True)
+    token: Any = bare.from_pretrained(tmp_path / "without", add_pooling_layer=True, init_missing=0)
+    assert len(token.load_report.fresh) == 2

@@ -71,6 +71,21 @@ def test_the_share_is_right_on_average_and_every_place_as_likely() -> None:
     assert np.abs(places[:8] / 3000 - 1 / 8).max() < 0.03
 
 
+def test_a_padded_row_of_no_span_is_marked_at_its_end() -> None:
+    """As in Hugging Face's rectangle of starts, which the last element fills up; a full row of no span is not."""
+    mask = compute_mask_indices((3, 10), 0.0, 4, np.random.default_rng(0), lengths=np.array([10, 3, 9]), min_masks=1)
+    assert mask[0].sum() == mask[2].sum() == 4
+    assert runs(mask[1]) == [(9, 10)]
+    none = compute_mask_indices((2, 10), 0.0, 4, np.random.default_rng(0), lengths=np.array([10, 3]))
+    assert not none.any()
+
+
+def test_more_spans_than_have_room_are_as_many_as_fit_side_by_side() -> None:
+    for seed in range(20):
+        mask = compute_mask_indices((4, 11), 1.0, 5, np.random.default_rng(seed), min_masks=9)
+        assert ((mask.sum(1) >= 6) & (mask.sum(1) <= 10)).all()  # two of 5 at different places
+
+
 def test_the_ends_of_the_range() -> None:
     generator = np.random.default_rng(0)
     assert not compute_mask_indices((3, 10), 0.0, 2, generator).any()

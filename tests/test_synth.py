@@ -12,6 +12,7 @@ from typing import Any
 import audio_models
 import numpy as np
 import pytest
+import vision_models
 from hypothesis import given
 from hypothesis import strategies as st
 from text_models import CLASSES, build
@@ -22,9 +23,33 @@ from d2v_ref.errors import InputError
 WORD = 2**64
 shapes = st.lists(st.integers(1, 7), max_size=4).map(tuple)
 names = st.text(max_size=12) | st.sampled_from(
-    ["LayerNorm.weight", "a.layer_norm.weight", "norm.weight", "LayerNorm.bias", "dense.weight", "NORM.WEIGHT"]
+    [
+        "LayerNorm.weight",
+        "a.layer_norm.weight",
+        "norm.weight",
+        "LayerNorm.bias",
+        "dense.weight",
+        "NORM.WEIGHT",
+        "a.layernorm_before.weight",
+        "c.normalization.weight",
+        "norm.dense.weight",
+        "normal.0.weight",
+        "weight",
+        "fpn1.1.running_var",
+        "running_var",
+        "running_mean",
+        "a_running_var",
+        "running_var.weight",
+        "norm_weight",
+    ]
 )
 all_seeds = st.integers(0, WORD - 1)
+
+
+def around_one(name: str) -> bool:
+    """Whether the text's fifth step has a weight of one axis lie around 1."""
+    *_, part, last = ["", *name.lower().split(".")]
+    return last == "running_var" or (last == "weight" and "norm" in part)
 
 
 def reading(name: str, shape: tuple[int, ...], seed: int) -> list[Fraction]:
@@ -48,7 +73,7 @@ def reading(name: str, shape: tuple[int, ...], seed: int) -> list[Fraction]:
             while 3 * 4**k < math.prod(shape[1:]):
                 k += 1
             out.append(u / 2**k)
-        elif name.lower().endswith("norm.weight"):
+        elif around_one(name):
             out.append(1 + u / 8)
         else:
             out.append(u / 16)
@@ -61,7 +86,7 @@ def test_the_text_read_a_second_time(name: str, shape: tuple[int, ...], seed: in
     assert got.shape == shape
     assert got.dtype == np.float32
     exact = reading(name, shape, seed)
-    rounded = len(shape) < 2 and name.lower().endswith("norm.weight")  # 1 + u / 8 needs up to 27 bits
+    rounded = len(shape) < 2 and around_one(name)  # 1 + u / 8 needs up to 27 bits
     assert [Fraction(float(x)) for x in got.ravel()] == [
         Fraction(float(np.float32(float(x)))) if rounded else x for x in exact
     ]
@@ -217,6 +242,22 @@ def test_an_audio_model_of_synthetic_weights_is_alive(name: str) -> None:
         assert 1e-3 < value.std() < 30 or value.ndim < 3, key
     if "logits" in out:
         assert 1e-3 < np.abs(out.logits).max() < 100
+
+
+@pytest.mark.parametrize("name", vision_models.CLASSES)
+def test_a_vision_model_of_synthetic_weights_is_alive(name: str) -> None:
+    model = vision_models.build(name, hidden_size=48, intermediate_size=96, auxiliary_channels=24)
+    out, taps = model.record(vision_models.pictures())
+    for key, value in taps.items():
+        if key.endswith(("layernorm_before", "layernorm_after")):
+            assert 0.5 < value.std() < 2
+        if value.ndim > 3:
+            assert 1e-3 < value.std() < 30, key
+    if "logits" in out:
+        assert 1e-3 < np.abs(out.logits).max() < 100
+    variances = [value for key, value in model.state_dict().items() if key.endswith("running_var")]
+    assert len(variances) == (13 if name == vision_models.SEGMENTER else 0)
+    assert all((value >= 0.875).all() for value in variances)
 
 
 def test_no_hash_randomisation_and_no_global_state() -> None:

@@ -13,7 +13,13 @@ from d2v_ref.errors import InputError
 from d2v_ref.pretrained import PreTrainedModel
 
 # The parameters that are no arrays.
-FLAGS = {"use_cache": bool, "output_attentions": bool, "output_hidden_states": bool, "logits_to_keep": int}
+FLAGS = {
+    "use_cache": bool,
+    "output_attentions": bool,
+    "output_hidden_states": bool,
+    "logits_to_keep": int,
+    "interpolate_pos_encoding": bool,
+}
 
 
 def forward_arguments(model: PreTrainedModel, arrays: dict[str, np.ndarray], flags: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,13 @@ class RoundingProbe(Ops):
         return y + self._off(np.abs(x) + np.abs(y), 4)
 
     def linear(
-        self, x: Array, weight: Array, bias: Array = None, activation: str | None = None, residual: Array = None
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array = None,
+        activation: str | None = None,
+        residual: Array = None,
+        scale: Array = None,
     ) -> Array:
         y = super().linear(x, weight, bias)
         y = y + self._off(
@@ -56,12 +62,36 @@ class RoundingProbe(Ops):
         )
         if activation is not None:
             y = self.activation(activation, y)
+        if scale is not None:
+            y = scale * y
         return y if residual is None else residual + y
 
     def conv1d(self, x: Array, weight: Array, bias: Array = None, *shape: int, **named: int) -> Array:
         size = super().conv1d(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias), *shape, **named)
         y = super().conv1d(x, weight, bias, *shape, **named)
         return y + self._off(size, weight.shape[1] * weight.shape[2] + 1)
+
+    def conv2d(self, x: Array, weight: Array, bias: Array = None, *shape: Any) -> Array:
+        size = super().conv2d(np.abs(x), np.abs(weight), None if bias is None else np.abs(bias), *shape)
+        return super().conv2d(x, weight, bias, *shape) + self._off(size, math.prod(weight.shape[1:]) + 1)
+
+    def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
+        size = super().conv_transpose2d(np.abs(x), np.abs(weight), np.abs(bias))
+        return super().conv_transpose2d(x, weight, bias) + self._off(size, weight.shape[0] + 1)
+
+    def batch_norm(self, x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float) -> Array:
+        size = super().batch_norm(np.abs(x), -np.abs(mean), var, np.abs(weight), np.abs(bias), eps)
+        return super().batch_norm(x, mean, var, weight, bias, eps) + self._off(size, 4)
+
+    def adaptive_avg_pool2d(self, x: Array, size: int) -> Array:
+        cell = math.prod(-(-length // size) + 1 for length in x.shape[1:3])
+        return super().adaptive_avg_pool2d(x, size) + self._off(super().adaptive_avg_pool2d(np.abs(x), size), cell)
+
+    def resize(self, x: Array, size: tuple[int, int], mode: str) -> Array:
+        # Bicubic weights add up to less than 2 in each direction, and a coordinate rounds as one of the long side does.
+        return super().resize(x, size, mode) + self._off(
+            4 * np.abs(x).max((1, 2), keepdims=True), max(*x.shape[1:3], 16)
+        )
 
     def glu(self, x: Array) -> Array:
         y = super().glu(x)

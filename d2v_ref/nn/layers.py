@@ -24,22 +24,30 @@ class Activation(Module):
 class Linear(Module):
     """x W^T + b (torch.nn.Linear).  x (..., inputs) -> (..., outputs)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         self.weight: Any = Parameter((outputs, inputs))
-        self.bias: Any = Parameter((outputs,))
+        self.bias: Any = Parameter((outputs,)) if bias else None
 
-    def __call__(self, x: Array, activation: Activation | str | None = None, residual: Array = None) -> Array:
-        """residual + activation(x W^T + b).
+    def __call__(
+        self,
+        x: Array,
+        activation: Activation | str | None = None,
+        residual: Array = None,
+        scale: Array = None,
+    ) -> Array:
+        """residual + scale * activation(x W^T + b).
 
         One operation of the backend, or, when recorded, several, each output under its own name.  ``activation`` is a
         child of the caller where Hugging Face has a module for it, and a name where it calls a function.
         """
         if not recording():
             name = activation.name if isinstance(activation, Activation) else activation
-            return self.ops.linear(x, self.weight, self.bias, name, residual)
+            return self.ops.linear(x, self.weight, self.bias, name, residual, scale)
         y = super().__call__(x)
         if activation is not None:
             y = activation(y) if isinstance(activation, Activation) else self.ops.activation(activation, y)
+        if scale is not None:
+            y = scale * y
         return y if residual is None else residual + y
 
     def forward(self, x: Array) -> Array:
@@ -82,3 +90,120 @@ class Conv1d(Module):
 
     def forward(self, x: Array) -> Array:
         return self.ops.conv1d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+
+
+class Residual(Module):
+    """A module whose output is scaled and added to what it is given as ``residual``, in its last product.
+
+    ``scale`` is a layer's learned one (LayerScale; Touvron et al. 2021).  Recorded, the module shows its output before
+    both, as Hugging Face's module gives it.
+    """
+
+    def __call__(self, x: Array, *shared: Any, **added: Array) -> Array:
+        if not recording():
+            return self.forward(x, *shared, **added)
+        y = super().__call__(x, *shared)
+        if added.get("scale") is not None:
+            y = added["scale"] * y
+        return y if added.get("residual") is None else added["residual"] + y
+
+
+class Identity(Module):
+    """x, where Hugging Face's model has a module that does nothing."""
+
+    def __init__(self, channels_first: bool = False) -> None:
+        self.channels_first = channels_first
+
+    def forward(self, x: Array) -> Array:
+        return x
+
+
+class Sequential(Module):
+    """One module after the other, named by number (torch.nn.Sequential)."""
+
+    def __init__(self, *layers: Module) -> None:
+        self.channels_first = layers[-1].channels_first
+        self.count = len(layers)
+        for i, layer in enumerate(layers):
+            setattr(self, str(i), layer)
+
+    def forward(self, x: Array) -> Array:
+        for i in range(self.count):
+            x = getattr(self, str(i))(x)
+        return x
+
+
+class Conv2d(Module):
+    """A convolution of a map (torch.nn.Conv2d), channels last.  (B, H, W, inputs) -> (B, H', W', outputs)."""
+
+    channels_first = True
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int] = (1, 1),
+        padding: int = 0,
+        *,
+        bias: bool = True,
+    ) -> None:
+        self.weight: Any = Parameter((outputs, inputs, *kernel))
+        self.bias: Any = Parameter((outputs,)) if bias else None
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Array) -> Array:
+        return self.ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+class ConvTranspose2d(Module):
+    """Every pixel becomes a tile (torch.nn.ConvTranspose2d, stride = kernel).  (B, H, W, C) -> (B, k H, k W, C')."""
+
+    channels_first = True
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        self.weight: Any = Parameter((inputs, outputs, kernel, kernel))
+        self.bias: Any = Parameter((outputs,))
+
+    def forward(self, x: Array) -> Array:
+        return self.ops.conv_transpose2d(x, self.weight, self.bias)
+
+
+class BatchNorm2d(Module):
+    """Normalisation by statistics of training (torch.nn.BatchNorm2d in eval mode).  (..., C) -> (..., C)."""
+
+    channels_first = True
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        self.weight: Any = Parameter((width,))
+        self.bias: Any = Parameter((width,))
+        self.running_mean: Any = Parameter((width,))
+        self.running_var: Any = Parameter((width,))
+        self.eps = eps
+
+    def forward(self, x: Array) -> Array:
+        return self.ops.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+
+
+class MaxPool2d(Module):
+    """The largest of each tile (torch.nn.MaxPool2d).  (B, H, W, C) -> (B, H // size, W // size, C)."""
+
+    channels_first = True
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def forward(self, x: Array) -> Array:
+        return self.ops.max_pool2d(x, self.size)
+
+
+class AdaptiveAvgPool2d(Module):
+    """Means of size x size cells (torch.nn.AdaptiveAvgPool2d).  (B, H, W, C) -> (B, size, size, C)."""
+
+    channels_first = True
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def forward(self, x: Array) -> Array:
+        return self.ops.adaptive_avg_pool2d(x, self.size)

@@ -21,7 +21,7 @@ import numpy as np
 from d2v_ref.errors import BackendError, InputError
 
 if TYPE_CHECKING:
-    from d2v_ref.nn import Conv1d, LayerNorm, Linear, Module
+    from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, LayerNorm, Linear, Module
 
 Array = Any
 
@@ -107,7 +107,12 @@ class Ops:
         """x Phi(x) = x (1 + erf(x / sqrt 2)) / 2, the exact form (Hendrycks & Gimpel 2016; HF GELUActivation)."""
         from scipy.special import erf  # imported where it is used: it takes as long to import as NumPy
 
-        return x * (0.5 * (1.0 + erf(x * math.sqrt(0.5))))
+        y = x * math.sqrt(0.5)
+        erf(y, out=y)  # in place from here on: a map of many megabytes costs more to allocate than to compute
+        y += 1.0
+        y *= 0.5
+        y *= x
+        return y
 
     def gelu_10(self, x: Array) -> Array:
         """gelu(x) clipped to [-10, 10] (HF ClippedGELUActivation)."""
@@ -198,22 +203,33 @@ class Ops:
         return weight[ids]
 
     def linear(
-        self, x: Array, weight: Array, bias: Array = None, activation: str | None = None, residual: Array = None
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array = None,
+        activation: str | None = None,
+        residual: Array = None,
+        scale: Array = None,
     ) -> Array:
-        """residual + activation(x W^T + b).  x (..., K), weight (N, K), bias (N,), residual (..., N) -> (..., N)."""
+        """residual + scale * activation(x W^T + b).
+
+        x (..., K), weight (N, K), bias and scale (N,), residual (..., N) -> (..., N).
+        """
         if x.shape[-1:] != weight.shape[1:]:
             raise InputError(
                 "linear: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[1]})"
             )
         out = (*x.shape[:-1], weight.shape[0])
-        for what, other, shape in (("bias", bias, out[-1:]), ("residual", residual, out)):
+        for what, other, shape in (("bias", bias, out[-1:]), ("scale", scale, out[-1:]), ("residual", residual, out)):
             if other is not None and other.shape != shape:
                 raise InputError(f"linear: the {what} does not fit the output", got=other.shape, expected=shape)
         y = x @ weight.T
         if bias is not None:
-            y = y + bias
+            y += bias
         if activation is not None:
             y = self.activation(activation, y)
+        if scale is not None:
+            y = scale * y
         return y if residual is None else residual + y
 
     def project(self, x: Array, *linears: Linear) -> tuple[Array, ...]:
@@ -229,10 +245,13 @@ class Ops:
             raise InputError(
                 "layer_norm: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[0]})"
             )
-        centred = x - x.mean(-1, keepdims=True)
-        var = np.square(centred).mean(-1, keepdims=True)
-        normed = centred / np.sqrt(var + eps)
-        return normed if weight is None else normed * weight + bias
+        y = x - x.mean(-1, keepdims=True)
+        var = np.square(y).mean(-1, keepdims=True)
+        y /= np.sqrt(var + eps)
+        if weight is not None:
+            y *= weight
+            y += bias
+        return y
 
     def conv1d(
         self,
@@ -261,6 +280,8 @@ class Ops:
         if x.ndim != 3 or x.shape[2] != width * groups or outputs % groups:
             expected = f"(B, T, {width * groups})"
             raise InputError("conv1d: the channels do not fit the weight", got=x.shape, expected=expected)
+        if bias is not None and bias.shape != (outputs,):
+            raise InputError("conv1d: the bias does not fit the output", got=bias.shape, expected=(outputs,))
         x = _padded("conv1d", x, padding, span)
         windows = np.lib.stride_tricks.sliding_window_view(x, span, axis=1)[:, ::stride, :, ::dilation]
         windows = windows.swapaxes(2, 3)  # (B, T', k, C), a view: no window is copied yet
@@ -364,7 +385,7 @@ class Ops:
         q, k, v = (self.split_heads(x, heads) for x in (q, k, v))
         scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, T, S)
         if bias is not None:
-            scores = scores + bias
+            scores += bias
         if causal:
             length, keys = scores.shape[-2:]
             allowed = np.tri(length, keys, k=keys - length, dtype=bool)
@@ -405,11 +426,152 @@ class Ops:
             bias = bias + np.einsum("bhsd,tsd->bhts", k, e)
         return bias * q.shape[-1] ** -0.5
 
+    # ---- maps: channels last, (B, H, W, C) ---------------------------------------------------------------------------
+
+    def conv2d(
+        self, x: Array, weight: Array, bias: Array = None, stride: tuple[int, int] = (1, 1), padding: int = 0
+    ) -> Array:
+        """y[i, j, o] = bias[o] + sum_c,u,v weight[o, c, u, v] x[i s0 + u - padding, j s1 + v - padding, c].
+
+        torch.nn.Conv2d with channels last; x is 0 outside its map.
+
+        Args:
+            x: (B, H, W, C).
+            weight: (O, C, kh, kw), as torch has it.
+            bias: (O,).
+
+        Returns:
+            (B, H', W', O) with H' = floor((H + 2 padding - kh) / s0) + 1.
+        """
+        outputs, channels, *kernel = weight.shape
+        if x.ndim != 4 or x.shape[3] != channels:
+            expected = f"(B, H, W, {channels})"
+            raise InputError("conv2d: the channels do not fit the weight", got=x.shape, expected=expected)
+        if bias is not None and bias.shape != (outputs,):
+            raise InputError("conv2d: the bias does not fit the output", got=bias.shape, expected=(outputs,))
+        if padding:
+            x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        if x.shape[1] < kernel[0] or x.shape[2] < kernel[1]:
+            expected = f"at least {kernel[0]} x {kernel[1]}, padding included"
+            raise InputError("conv2d: the map is smaller than the kernel", got=x.shape[1:3], expected=expected)
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(1, 2))[:, :: stride[0], :: stride[1]]
+        windows = windows.transpose(0, 1, 2, 4, 5, 3)  # (B, H', W', kh, kw, C), a view: no window is copied yet
+        batch, height, width = windows.shape[:3]
+        matrix = weight.transpose(0, 2, 3, 1).reshape(outputs, channels * math.prod(kernel)).T  # (kh kw C, O)
+        y = np.empty((batch, height, width, outputs), x.dtype)
+        for start, stop in _blocks(height, batch * width * matrix.shape[0]):
+            block = windows[:, start:stop].reshape(-1, matrix.shape[0])
+            y[:, start:stop] = (block @ matrix).reshape(batch, stop - start, width, outputs)
+        return y if bias is None else y + bias
+
+    def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
+        """Every pixel becomes a tile: y[i k + u, j k + v, o] = bias[o] + sum_c weight[c, o, u, v] x[i, j, c].
+
+        torch.nn.ConvTranspose2d whose stride is its kernel, so that no tiles overlap; channels last.
+
+        x (B, H, W, C), weight (C, O, k, k), bias (O,) -> (B, k H, k W, O).
+        """
+        channels, outputs, k, across = weight.shape
+        if x.ndim != 4 or x.shape[3] != channels or k != across:
+            expected = f"(B, H, W, {channels}), and a square kernel"
+            raise InputError("conv_transpose2d: the map does not fit the weight", got=x.shape, expected=expected)
+        batch, height, width = x.shape[:3]
+        matrix = weight.transpose(0, 2, 3, 1).reshape(channels, -1)  # (C, k k O)
+        tiles = (x.reshape(-1, channels) @ matrix).reshape(batch, height, width, k, k, outputs)
+        return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(batch, k * height, k * width, outputs) + bias
+
+    def batch_norm(self, x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float) -> Array:
+        """(x - mean) / sqrt(var + eps) * weight + bias with statistics of training (Ioffe & Szegedy 2015).
+
+        x (..., C), the others (C,) -> (..., C).
+        """
+        if x.shape[-1:] != weight.shape:
+            raise InputError(
+                "batch_norm: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[0]})"
+            )
+        return (x - mean) / np.sqrt(var + eps) * weight + bias
+
+    def conv2d_norm_act(self, x: Array, conv: Conv2d, norm: BatchNorm2d, activation: str) -> Array:
+        """activation(batch_norm(conv2d(x))).  x (B, H, W, C) -> (B, H', W', O).
+
+        ``conv`` and ``norm`` are modules, so that a backend finds what it prepared for them.
+        """
+        y = self.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
+        y = self.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+        return self.activation(activation, y)
+
+    def max_pool2d(self, x: Array, size: int) -> Array:
+        """The largest of each size x size tile; what fills no tile is left out (torch.nn.MaxPool2d, stride = size).
+
+        (B, H, W, C) -> (B, H // size, W // size, C).
+        """
+        _check_map("max_pool2d", x)
+        batch, height, width, channels = x.shape
+        height, width = height // size, width // size
+        if not height or not width:
+            raise InputError("max_pool2d: the map is smaller than a tile", got=x.shape, expected=f"{size} x {size}")
+        tiles = x[:, : height * size, : width * size].reshape(batch, height, size, width, size, channels)
+        return tiles.max((2, 4))
+
+    def adaptive_avg_pool2d(self, x: Array, size: int) -> Array:
+        """The means of size x size cells, of which cell i covers floor(i H / size) ... ceil((i + 1) H / size).
+
+        (B, H, W, C) -> (B, size, size, C) (torch.nn.AdaptiveAvgPool2d).
+        """
+        _check_map("adaptive_avg_pool2d", x)
+        for axis in (1, 2):
+            length = x.shape[axis]
+            cells = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+            parts = [x[:, a:b] if axis == 1 else x[:, :, a:b] for a, b in cells]
+            x = self.concatenate(tuple(part.mean(axis, keepdims=True) for part in parts), axis=axis)
+        return x
+
+    def resize(self, x: Array, size: tuple[int, int], mode: str) -> Array:
+        """The map at another resolution (torch.nn.functional.interpolate, align_corners=False, no antialiasing).
+
+        Output i lies at (i + 1/2) H / H' - 1/2 of the input.  "bilinear" weighs the two pixels around it, "bicubic"
+        four by Keys' kernel with a = -0.75 (Keys 1981); pixels beyond the border are those at the border.
+
+        (B, H, W, C) -> (B, H', W', C).
+        """
+        _check_map("resize", x)
+        rows, columns = (self._interpolation(x.shape[axis], size[axis - 1], mode) for axis in (1, 2))
+        batch, height, width, channels = x.shape
+        x = (rows @ x.reshape(batch, height, width * channels)).reshape(-1, width, channels)  # (B H', W, C)
+        return (columns @ x).reshape(batch, size[0], size[1], channels)
+
+    def _interpolation(self, length: int, out: int, mode: str) -> Array:
+        """The weights of ``length`` pixels in each of ``out``: (out, length)."""
+        if mode not in ("bilinear", "bicubic"):
+            raise InputError("resize: unknown mode", got=mode, expected="bilinear or bicubic")
+        if out < 1:
+            raise InputError("resize: no size", got=out, expected="1 or more")
+        at = (np.arange(out) + 0.5) * (length / out) - 0.5
+        if mode == "bilinear":
+            at = np.maximum(at, 0)
+        first = np.floor(at)
+        t = at - first
+        if mode == "bilinear":
+            taps = {0: 1 - t, 1: t}
+        else:
+            taps = {tap: _keys(np.abs(t - tap)) for tap in (-1, 0, 1, 2)}
+        matrix = np.zeros((out, length))
+        for tap, weight in taps.items():
+            np.add.at(matrix, (np.arange(out), np.clip(first + tap, 0, length - 1).astype(int)), weight)
+        return self.asarray(matrix)
+
     @classmethod
     def overrides(cls) -> list[str]:
         """The operations that a backend computes itself; the rest are the definitions above."""
         methods = [name for name, value in vars(Ops).items() if inspect.isfunction(value) and not name.startswith("_")]
         return sorted(name for name in methods if getattr(cls, name) is not getattr(Ops, name))
+
+
+def _keys(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    """The cubic convolution kernel at distances 0 ... 2 (Keys 1981, eq. 15)."""
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, far)
 
 
 def _padded(operation: str, x: Array, padding: int, span: int) -> Array:
@@ -425,6 +587,11 @@ def _blocks(frames: int, elements: int) -> Iterator[tuple[int, int]]:
     step = max(1, _BLOCK // elements)
     for start in range(0, frames, step):
         yield start, min(start + step, frames)
+
+
+def _check_map(operation: str, x: Array) -> None:
+    if x.ndim != 4 or 0 in x.shape[1:3]:
+        raise InputError(f"{operation}: not a map", got=x.shape, expected="(B, H, W, C), H and W of 1 or more")
 
 
 def _check_heads(operation: str, heads: int, q: Array, *others: Array) -> None:
