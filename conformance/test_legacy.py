@@ -18,7 +18,8 @@ from d2v_ref.auto import model_class
 from d2v_ref.checkpoints import read_safetensors, read_safetensors_metadata
 from d2v_ref.errors import ConformanceError
 
-FILES = sorted((Path(__file__).parent / "legacy").glob("*/*.safetensors"))
+LEGACY = Path(__file__).parent / "legacy"
+FILES = sorted(path for modality in ("text", "audio") for path in (LEGACY / modality).glob("*.safetensors"))
 EXACT = 1e-10
 SINGLE = 4 * float(np.finfo(np.float32).eps)  # losses that 4.x computes in float32 whatever the model's dtype
 

@@ -4,6 +4,7 @@ from d2v_ref.checkpoints.files import WEIGHT_NAMES, open_checkpoint, weight_file
 from d2v_ref.checkpoints.hub import resolve
 from d2v_ref.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata
 from d2v_ref.checkpoints.tensors import Tensor
+from d2v_ref.checkpoints.tf_file import read_tf_h5
 from d2v_ref.checkpoints.torch_file import read_torch_file
 from d2v_ref.checkpoints.writing import new_folder, replacing, write_json, write_safetensors
 
@@ -14,6 +15,7 @@ __all__ = [
     "open_checkpoint",
     "read_safetensors",
     "read_safetensors_metadata",
+    "read_tf_h5",
     "read_torch_file",
     "replacing",
     "resolve",

@@ -6,8 +6,9 @@ import json
 from pathlib import Path, PurePosixPath
 
 from d2v_ref.checkpoints.mapped import short
-from d2v_ref.checkpoints.safetensors_file import read_safetensors
+from d2v_ref.checkpoints.safetensors_file import read_safetensors, read_safetensors_metadata
 from d2v_ref.checkpoints.tensors import Tensor
+from d2v_ref.checkpoints.tf_file import pytorch_tensors, read_tf_h5
 from d2v_ref.checkpoints.torch_file import read_torch_file
 from d2v_ref.errors import CheckpointError
 
@@ -17,8 +18,13 @@ WEIGHT_NAMES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "tf_model.h5",
 )
-_OTHER_FRAMEWORKS = {"tf_model.h5": "TensorFlow", "flax_model.msgpack": "Flax", "model.ckpt.index": "TensorFlow 1"}
+_OTHER_FRAMEWORKS = {
+    "tf_model.h5.index.json": "TensorFlow in shards",
+    "flax_model.msgpack": "Flax",
+    "model.ckpt.index": "TensorFlow 1",
+}
 
 
 def open_checkpoint(folder: str | Path) -> dict[str, Tensor]:
@@ -34,6 +40,10 @@ def open_checkpoint(folder: str | Path) -> dict[str, Tensor]:
     listed = read_index(first)
     tensors: dict[str, Tensor] = {}
     for shard in weight_files(folder):
+        if _is_tensorflow(shard):
+            message = "is a shard of a TensorFlow model, which is read from one file only"
+            hint = 'Save it again with save_pretrained(..., max_shard_size="100GB")'
+            raise CheckpointError(message, path=shard, hint=hint)
         for name, tensor in _read(shard).items():
             if name in tensors:
                 both = f"{tensors[name].file.name} and {shard.name}"
@@ -93,9 +103,11 @@ def read_index(path: Path) -> dict[str, str]:
 def _first_weight_file(folder: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError("is not a folder", path=folder, expected="a folder with config.json and weights")
-    for name in WEIGHT_NAMES:
-        if (folder / name).is_file():
-            return folder / name
+    found = [name for name in WEIGHT_NAMES if (folder / name).is_file()]
+    if len(found) > 1 and found[1] != "tf_model.h5" and _is_tensorflow(folder / found[0]):
+        found = found[1:]  # TensorFlow's model.safetensors beside a file of PyTorch
+    if found:
+        return folder / found[0]
     held = sorted(entry.name for entry in folder.iterdir())
     others = [f"{framework} ({name})" for name, framework in _OTHER_FRAMEWORKS.items() if name in held]
     raise CheckpointError(
@@ -107,4 +119,14 @@ def _first_weight_file(folder: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+    if path.suffix == ".h5":
+        return read_tf_h5(path)
+    if path.suffix != ".safetensors":
+        return read_torch_file(path)
+    tensors = read_safetensors(path)
+    return pytorch_tensors(tensors, path) if _is_tensorflow(path) else tensors
+
+
+def _is_tensorflow(path: Path) -> bool:
+    """Whether a safetensors file has the names and layouts of TensorFlow."""
+    return path.suffix == ".safetensors" and read_safetensors_metadata(path).get("format") == "tf"

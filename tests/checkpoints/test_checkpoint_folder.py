@@ -104,8 +104,10 @@ def test_no_weights(tmp_path: Path) -> None:
     text = refusal(tmp_path)
     assert "the folder holds no weights (got config.json; expected model.safetensors or" in text
     assert "pytorch_model.bin.index.json" in text
+    (tmp_path / "tf_model.h5.index.json").touch()
+    assert "weights for TensorFlow in shards (tf_model.h5.index.json) only" in refusal(tmp_path)
     (tmp_path / "tf_model.h5").touch()
-    assert "weights for TensorFlow (tf_model.h5) only" in refusal(tmp_path)
+    assert "tf_model.h5: the file is empty" in refusal(tmp_path)
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -206,9 +206,15 @@ def held(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-def test_a_repository_without_weights(hub: type[Hub], tmp_path: Path) -> None:
+def test_a_repository_with_weights_of_tensorflow_only(hub: type[Hub], tmp_path: Path) -> None:
     del hub.files["pytorch_model.bin"]
-    with pytest.raises(CheckpointError, match=r"no weights that can be read here \(got .*tf_model.h5"):
+    assert held(resolve(ID, cache_dir=tmp_path)) == {"config.json", "tf_model.h5", "vocab.json"}
+
+
+def test_a_repository_without_weights(hub: type[Hub], tmp_path: Path) -> None:
+    hub.files["flax_model.msgpack"] = hub.files.pop("pytorch_model.bin")
+    del hub.files["tf_model.h5"]
+    with pytest.raises(CheckpointError, match=r"no weights that can be read here \(got .*flax_model.msgpack"):
         resolve(ID, cache_dir=tmp_path)
 
 

@@ -1,0 +1,127 @@
+"""TFData2VecVision: what transformers' TensorFlow classes compute, which is not always what the PyTorch classes do.
+
+Names and behaviour are those of transformers 4.57.6, the last version that has them
+(models/data2vec/modeling_tf_data2vec_vision.py).  Where they differ from ``d2v_ref.vision``:
+
+- A picture has ``config.image_size``; nothing is resized.
+- The pools of the segmentation head are chained: each takes the map of the one before, not the features.
+- The relative positions of a window that is not square are indexed otherwise; those of one wider than high are out of
+  the table.
+- The loss of a classification is one number a picture.  The loss of a segmentation has the shape (1,).
+- With ``return_dict=False`` the logits of a segmentation have their channels last.
+
+TensorFlow computes in float32 and adds 1e-9 to the scores before a softmax, which changes nothing but the last bits.
+Three defects of these classes are not copied: the auxiliary head's convolutions that are left as they were drawn when
+tf_model.h5 is loaded, the error at labels to ignore, and the error at a loss without an auxiliary head.
+
+They read TensorFlow's files and PyTorch's alike (transformers' ``from_pt``), as the names here are those of PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from d2v_ref import losses
+from d2v_ref.errors import ConfigError, InputError
+from d2v_ref.vision import (
+    Data2VecVisionConfig,
+    Data2VecVisionForImageClassification,
+    Data2VecVisionForSemanticSegmentation,
+    Data2VecVisionModel,
+    Data2VecVisionPyramidPoolingModule,
+    Data2VecVisionRelativePositionBias,
+    Size,
+    size_pair,
+)
+
+Array = Any
+
+
+class TFData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias):
+    """As it was trained, never resized.  -> (1, heads, T, T)."""
+
+    def __init__(self, config: Data2VecVisionConfig) -> None:
+        if config.window[0] < config.window[1]:
+            got, expected = f"{config.window[0]} x {config.window[1]} patches", "a window that is not wider than high"
+            raise ConfigError("TensorFlow's index of relative positions leaves the table", got=got, expected=expected)
+        super().__init__(config)
+
+    def make(self, window: Size, interpolate: bool) -> Array:
+        table = self.relative_position_bias_table
+        bias = self.ops.embedding(tf_relative_position_index(window), table)  # (T, T, heads)
+        return self.ops.asarray(bias.transpose(2, 0, 1)[None])
+
+
+def tf_relative_position_index(window: Size) -> np.ndarray:
+    """Which row of the table stands for query and key: (T, T) integers.
+
+    The patches are counted down the columns of a grid that is as high as the window is wide: tf.meshgrid's default.
+    For a square window that is PyTorch's index.
+    """
+    height, width = window
+    y, x = (axis.reshape(-1) for axis in np.indices((width, height)))
+    rows = (y[:, None] - y[None, :] + height - 1) * (2 * width - 1) + x[:, None] - x[None, :] + width - 1
+    count = (2 * height - 1) * (2 * width - 1)
+    index = np.empty((height * width + 1, height * width + 1), np.int64)
+    index[1:, 1:] = rows
+    index[0, :] = count
+    index[:, 0] = count + 1
+    index[0, 0] = count + 2
+    return index
+
+
+class TFData2VecVisionModel(Data2VecVisionModel):
+    """The bare model, without a pooler unless one is asked for (HF TFData2VecVisionModel)."""
+
+    bias = TFData2VecVisionRelativePositionBias
+
+    def _pixels(self, pixel_values: Any) -> tuple[Array, Size]:
+        pixels, window = super()._pixels(pixel_values)
+        size = size_pair(self.config.image_size)
+        if pixels.shape[1:3] != size:
+            got, expected = f"{pixels.shape[1]} x {pixels.shape[2]} pixels", f"{size[0]} x {size[1]}"
+            hint = "TensorFlow's classes take one size; Data2VecVisionModel takes any"
+            raise InputError("pixel_values: another size than the model's", got=got, expected=expected, hint=hint)
+        return pixels, window
+
+
+class TFData2VecVisionForImageClassification(Data2VecVisionForImageClassification):
+    """A class for a picture (HF TFData2VecVisionForImageClassification)."""
+
+    model = TFData2VecVisionModel
+
+    def loss(self, logits: np.ndarray, labels: Any) -> np.ndarray:
+        """(B,): the squared error for one class, else the cross entropy (TFSequenceClassificationLoss)."""
+        return losses.tf_sequence_classification_loss(logits, labels)
+
+
+class TFData2VecVisionPyramidPoolingModule(Data2VecVisionPyramidPoolingModule):
+    """Averages of averages: each scale pools the map of the one before.  (B, h, w, D) -> a map for each scale."""
+
+    def forward(self, x: Array) -> list[Array]:
+        size, maps = x.shape[1:3], []
+        for block in self.blocks:
+            x = block.conv(block.pooling(x))
+            maps.append(self.ops.resize(x, size, "bilinear"))
+        return maps
+
+
+class TFData2VecVisionForSemanticSegmentation(Data2VecVisionForSemanticSegmentation):
+    """A class for each of a patch's 4 x 4 parts (HF TFData2VecVisionForSemanticSegmentation)."""
+
+    model = TFData2VecVisionModel
+    pyramid = TFData2VecVisionPyramidPoolingModule
+
+    def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        """As every model; of a tuple the logits are (B, 4 h, 4 w, labels)."""
+        out = super().__call__(*args, return_dict=True, **kwargs)
+        if self.config.return_dict if return_dict is None else return_dict:
+            return out
+        out.logits = out.logits.transpose(0, 2, 3, 1)
+        return out.to_tuple()
+
+    def _loss(self, logits: Array, auxiliary: Array, labels: Any) -> np.ndarray:
+        """(1,): sums over what counts, divided by its number."""
+        return super()._loss(logits, auxiliary, labels).reshape(1)
