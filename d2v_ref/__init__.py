@@ -31,12 +31,20 @@ _HOME = {
     "Data2VecTextForSequenceClassification": "d2v_ref.text",
     "Data2VecTextForTokenClassification": "d2v_ref.text",
     "Data2VecTextModel": "d2v_ref.text",
+    "Data2VecVisionConfig": "d2v_ref.vision",
+    "Data2VecVisionForImageClassification": "d2v_ref.vision",
+    "Data2VecVisionForSemanticSegmentation": "d2v_ref.vision",
+    "Data2VecVisionModel": "d2v_ref.vision",
+    "TFData2VecVisionForImageClassification": "d2v_ref.tf_vision",
+    "TFData2VecVisionForSemanticSegmentation": "d2v_ref.tf_vision",
+    "TFData2VecVisionModel": "d2v_ref.tf_vision",
     "PreTrainedModel": "d2v_ref.pretrained",
     "LoadReport": "d2v_ref.pretrained",
     "Ops": "d2v_ref.ops",
     "backends": "d2v_ref.ops",
     "get_ops": "d2v_ref.ops",
     "ModelOutput": "d2v_ref.outputs",
+    "BeitImageProcessor": "d2v_ref.processing",
     "TextTokenizer": "d2v_ref.processing",
     "Wav2Vec2CTCTokenizer": "d2v_ref.processing",
     "Wav2Vec2FeatureExtractor": "d2v_ref.processing",
@@ -78,7 +86,13 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test holds 
     from d2v_ref.ops import Ops, backends, get_ops
     from d2v_ref.outputs import ModelOutput
     from d2v_ref.pretrained import LoadReport, PreTrainedModel
-    from d2v_ref.processing import TextTokenizer, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, read_audio
+    from d2v_ref.processing import (
+        BeitImageProcessor,
+        TextTokenizer,
+        Wav2Vec2CTCTokenizer,
+        Wav2Vec2FeatureExtractor,
+        read_audio,
+    )
     from d2v_ref.tasks import pipeline
     from d2v_ref.text import (
         Data2VecTextConfig,
@@ -89,6 +103,17 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test holds 
         Data2VecTextForSequenceClassification,
         Data2VecTextForTokenClassification,
         Data2VecTextModel,
+    )
+    from d2v_ref.tf_vision import (
+        TFData2VecVisionForImageClassification,
+        TFData2VecVisionForSemanticSegmentation,
+        TFData2VecVisionModel,
+    )
+    from d2v_ref.vision import (
+        Data2VecVisionConfig,
+        Data2VecVisionForImageClassification,
+        Data2VecVisionForSemanticSegmentation,
+        Data2VecVisionModel,
     )
 
 

@@ -24,6 +24,12 @@ MODELS = {
     "Data2VecAudioForSequenceClassification": "d2v_ref.audio",
     "Data2VecAudioForAudioFrameClassification": "d2v_ref.audio",
     "Data2VecAudioForXVector": "d2v_ref.audio",
+    "Data2VecVisionModel": "d2v_ref.vision",
+    "Data2VecVisionForImageClassification": "d2v_ref.vision",
+    "Data2VecVisionForSemanticSegmentation": "d2v_ref.vision",
+    "TFData2VecVisionModel": "d2v_ref.tf_vision",
+    "TFData2VecVisionForImageClassification": "d2v_ref.tf_vision",
+    "TFData2VecVisionForSemanticSegmentation": "d2v_ref.tf_vision",
 }
 
 

@@ -12,13 +12,14 @@ from d2v_ref.errors import InputError
 from d2v_ref.pretrained import WEIGHTS_NAME, PreTrainedModel, saved_config
 from d2v_ref.processing.ctc_tokenizer import Wav2Vec2CTCTokenizer, character_vocabulary
 from d2v_ref.processing.feature_extractor import Wav2Vec2FeatureExtractor
+from d2v_ref.processing.image_processor import BeitImageProcessor
 from d2v_ref.processing.tokenizer import byte_level_tokenizer
 
 
 def write_checkpoint(
     cls: type[PreTrainedModel], size: str, seed: int, folder: str | Path, *, num_labels: int | None = None
 ) -> Config:
-    """Write config.json, model.safetensors and the files of the tokenizer and feature extractor of a class.
+    """Write config.json, model.safetensors and the files of a class that prepare its inputs.
 
     Args:
         cls: the model's class.
@@ -28,7 +29,8 @@ def write_checkpoint(
         num_labels: of a classification head.
 
     A text model's tokenizer is byte-level: any text encodes, and every id stands for one byte or two.  An audio model
-    takes 16 kHz and has the published vocabulary of characters.
+    takes 16 kHz and has the published vocabulary of characters.  A vision model's image processor has the published
+    settings, but the model's image_size.
     """
     if size not in cls.config_class.sizes:
         raise InputError("unknown size", got=repr(size), expected=" or ".join(cls.config_class.sizes))
@@ -53,4 +55,12 @@ def _write_audio_files(folder: Path, config: Any) -> None:
     Wav2Vec2CTCTokenizer(character_vocabulary(config.vocab_size)).save_pretrained(folder)
 
 
-_WRITE = {"data2vec-text": _write_text_files, "data2vec-audio": _write_audio_files}
+def _write_vision_files(folder: Path, config: Any) -> None:
+    BeitImageProcessor(size=config.image_size).save_pretrained(folder)
+
+
+_WRITE = {
+    "data2vec-text": _write_text_files,
+    "data2vec-audio": _write_audio_files,
+    "data2vec-vision": _write_vision_files,
+}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from d2v_ref.cli import main
 
@@ -49,8 +50,10 @@ def test_console_sessions_and_python(
     for name, pitch in (("alice.wav", 210), ("bob.flac", 120)):  # what a reader would have
         seconds = np.arange(3 * 22050) / 22050
         soundfile.write(name, 0.1 * sum(np.sin(2 * np.pi * pitch * k * seconds) / k for k in range(1, 20)), 22050)
+    y, x = np.mgrid[0:120, 0:160]
+    Image.fromarray(np.stack((x, y, x ^ y), axis=-1).astype(np.uint8)).save("photo.png")
     commands = [pair for block in blocks("console") for pair in session(block)]
-    assert len(commands) >= 9
+    assert len(commands) >= 13
     for command, shown in commands:
         assert_same(shown, run(command, capsys))
     names: dict[str, object] = {}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 STANDARD_INPUT = "standard input"
 
 # One word with such an ending is meant as a file: if there is none, a typing error would otherwise be run as a text.
-_FILE_NAME = re.compile(r"\S+\.(txt|text|md|csv|tsv|json|jsonl|npz|safetensors|wav|flac|ogg|mp3)", re.IGNORECASE)
+_FILE_NAME = re.compile(
+    r"\S+\.(txt|text|md|csv|tsv|json|jsonl|npz|safetensors|wav|flac|ogg|mp3|png|jpg|jpeg)", re.IGNORECASE
+)
 
 
 class Option(click.Option):
@@ -56,6 +59,7 @@ class Job:
         lines: a readable answer.
         single: whether JSON is one answer and no list.
         arrays: the arrays that go to a file by name, for a task that has them.
+        own_files: whether ``run`` writes files, and --output is where.
     """
 
     names: list[str]
@@ -64,6 +68,7 @@ class Job:
     lines: Callable[[Any], Iterable[str]]
     single: bool
     arrays: Callable[[list[Any]], dict[str, Any]] | None = None
+    own_files: bool = False
 
 
 class SectionedCommand(click.Command):
@@ -76,7 +81,8 @@ class SectionedCommand(click.Command):
             if row is not None:  # None for an argument, which the usage line shows
                 sections.setdefault(getattr(parameter, "section", "Options"), []).append(row)
         for title, rows in sections.items():
-            with formatter.section(title):
+            lines = textwrap.wrap(title, formatter.width - 1, subsequent_indent="  ", break_on_hyphens=False)
+            with formatter.section("\n".join(lines)):
                 formatter.write_dl(rows)
 
 
@@ -185,7 +191,7 @@ def _decode(data: bytes, name: str) -> str:
 
 
 def spoken(path: str | Path) -> str:
-    """A path as the user knows it; the copy of a recording that came on standard input is in a temporary folder."""
+    """A path as the user knows it; the copy of what came on standard input is in a temporary folder."""
     return STANDARD_INPUT if Path(path).name == STANDARD_INPUT else str(path)
 
 
@@ -211,6 +217,12 @@ def visible(text: str) -> str:
 def to_json(value: Any) -> str:
     """A result as JSON: NumPy's arrays and numbers as lists and numbers, letters beyond ASCII as escapes."""
     return json.dumps(value, indent=2, allow_nan=False, default=lambda x: x.tolist())
+
+
+def label_lines(answers: Any) -> Iterator[str]:
+    """Labels and their scores."""
+    for answer in answers:
+        yield f"{answer['score']:8.4f}  {visible(answer['label'])}"
 
 
 def vector_lines(vectors: Any) -> Iterator[str]:

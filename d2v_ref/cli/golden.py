@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from d2v_ref.cli.common import SectionedCommand, is_file, load_options, progress, read_texts, to_json, visible
-from d2v_ref.cli.recordings import recordings
+from d2v_ref.cli.files import PICTURES, SOUNDS, files
 from d2v_ref.errors import InputError
 
 ARRAYS = (".npz", ".safetensors")
@@ -41,11 +41,13 @@ def record(
 
     INPUT is a text, several (a batch; the choices of a multiple-choice model), a file with one text a line, - for
     standard input, or an .npz or .safetensors file with the arrays of the forward pass by Hugging Face's names.  For a
-    model of speech it is a sound file, or several (a batch, padded as the model's feature extractor pads it).
+    model of speech it is a sound file, or several (a batch, padded as the model's feature extractor pads it); for a
+    model of pictures a picture, or several.
 
     \b
     d2v-ref golden record my-model "A text." -o my-bundle
     d2v-ref golden record my-speech-model speech.wav -o my-bundle
+    d2v-ref golden record my-vision-model photo.png -o my-bundle
     d2v-ref golden record my-model input_ids.npz -o my-bundle
     """
     from d2v_ref import golden as goldens
@@ -70,6 +72,8 @@ def _arrays(inputs: tuple[str, ...], folder: Path, model: Any) -> dict[str, Any]
         return _read_arrays(Path(inputs[0]))
     if model.config.model_type == "data2vec-audio":
         return _features(inputs, folder)
+    if model.config.model_type == "data2vec-vision":
+        return _pixel_values(inputs, folder)
     from d2v_ref.processing import TextTokenizer
 
     encoding = TextTokenizer.from_pretrained(folder)(read_texts(inputs), max_length=model.config.max_length)
@@ -83,8 +87,15 @@ def _features(inputs: tuple[str, ...], folder: Path) -> dict[str, Any]:
     from d2v_ref.processing import Wav2Vec2FeatureExtractor, read_audio
 
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
-    signals = [read_audio(path, extractor.sampling_rate) for path in recordings(inputs)]
+    signals = [read_audio(path, extractor.sampling_rate) for path in files(SOUNDS, inputs)]
     return extractor(signals, padding=True).arrays()
+
+
+def _pixel_values(inputs: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    from d2v_ref.processing.image_processor import BeitImageProcessor, read_image
+
+    processor = BeitImageProcessor.from_pretrained(folder)
+    return processor([read_image(path) for path in files(PICTURES, inputs)]).arrays()
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``d2v-ref run``: texts or recordings through a model, and a readable answer."""
+"""``d2v-ref run``: texts, recordings or pictures through a model, and a readable answer."""
 
 from __future__ import annotations
 
@@ -10,44 +10,49 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from d2v_ref.cli import run_audio, run_text
+from d2v_ref.cli import run_audio, run_text, run_vision
 from d2v_ref.cli.common import Job, Option, SectionedCommand, load_options, progress, to_json, visible
 from d2v_ref.errors import InputError
 
 option = partial(click.option, cls=Option)
-TASKS = tuple(dict.fromkeys((*run_text.TASKS, *run_audio.TASKS)))
-MODALITIES = {"text": run_text, "audio": run_audio}
+TASKS = tuple(dict.fromkeys((*run_text.TASKS, *run_audio.TASKS, *run_vision.TASKS)))
+MODALITIES = {"text": run_text, "audio": run_audio, "vision": run_vision}
 
 
-@click.command(cls=SectionedCommand, short_help="Run a model on texts or recordings.")
+@click.command(cls=SectionedCommand, short_help="Run a model on texts, sounds, pictures.")
 @click.argument("model")
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1)
 @option("--task", metavar="TASK", type=click.Choice(TASKS), show_default="the model's own", help="What to do.")
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
-@option(
-    "--batch-size", type=click.IntRange(1), metavar="N", show_default="8 texts, 1 recording", help="How many at a time."
-)
+@option("--batch-size", type=click.IntRange(1), metavar="N", show_default="8 texts, else 1", help="How many at a time.")
 @option(
     "--top-k",
     type=click.IntRange(1),
     metavar="N",
     show_default="5; 1 for question-answering",
     help="How many answers.",
-    tasks=("fill-mask", "text-classification", "question-answering", "audio-classification"),
+    tasks=("fill-mask", "text-classification", "question-answering", "audio-classification", "image-classification"),
 )
 @option(
     "--pooling",
     type=click.Choice(["first", "mean"]),
-    help="One vector an input; first is for texts.",
-    tasks=("feature-extraction",),
+    help="One vector an input; first is not for recordings.",
+    tasks=("feature-extraction", "image-feature-extraction"),
 )
 @option(
     "--output",
     "-o",
-    metavar="FILE",
+    metavar="FILE|FOLDER",
     type=click.Path(path_type=Path),
-    help="Write there, print nothing: arrays to a FILE.npz, a transcript to any FILE.",
-    tasks=("feature-extraction", "speaker-embedding", "automatic-speech-recognition"),
+    help="Arrays go to a FILE.npz, a transcript to any FILE, and nothing is printed. Of image-segmentation it is the "
+    "FOLDER for the maps.  [default: (the current folder for maps)]",
+    tasks=(
+        "feature-extraction",
+        "image-feature-extraction",
+        "speaker-embedding",
+        "automatic-speech-recognition",
+        "image-segmentation",
+    ),
 )
 @run_text.OPTIONS
 @run_audio.OPTIONS
@@ -84,6 +89,15 @@ def run(
     d2v-ref run facebook/data2vec-audio-base-960h lecture.mp3 --format srt -o lecture.srt
     d2v-ref run my-speaker-model --task speaker-verification alice.wav unknown.wav
 
+    For a model of pictures it is a picture (png, jpeg, webp, bmp, gif or tiff), a folder of them, or - for one on
+    standard input.  A segmentation model writes two files for each: NAME-map.png, whose palette shows the classes and
+    whose pixels are their numbers, and NAME-overlay.png, the picture with the classes in colour and a legend.  It
+    replaces those of an earlier run, but never an INPUT.
+
+    \b
+    d2v-ref run facebook/data2vec-vision-base-ft1k cat.jpg
+    d2v-ref run my-segmentation-model photos/ -o maps
+
     The TASK is that of the model's head unless --task names one.
 
     \b
@@ -91,6 +105,7 @@ def run(
            multiple-choice, text-generation, feature-extraction.
     Audio: automatic-speech-recognition, audio-classification, audio-frame-classification,
            speaker-embedding, speaker-verification, feature-extraction.
+    Vision: image-classification, image-segmentation, image-feature-extraction.
     """
     from d2v_ref.tasks import pipeline
 
@@ -102,7 +117,9 @@ def run(
     if report:
         click.echo("\n".join(visible(line) for line in str(pipe.model.load_report).split("\n")), err=True)
     _refuse_what_has_no_effect(ctx, pipe.task, pipe.modality)
-    job = MODALITIES[pipe.modality].prepare(pipe, inputs, options)
+    job = MODALITIES[pipe.modality].prepare(pipe, inputs, {**options, "output": output})
+    if job.own_files:
+        output = None
     if output is not None:
         _check_output(output, job, options["as_json"])
     with progress(pipe.task, job.total) as advance:

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from d2v_ref.cli.common import Job, Option, options, spoken, vector_lines, visible
-from d2v_ref.cli.recordings import is_one_recording, recordings
+from d2v_ref.cli.common import Job, Option, label_lines, options, spoken, vector_lines, visible
+from d2v_ref.cli.files import SOUNDS, files, is_one
 from d2v_ref.errors import InputError
 
 SPEECH = ("automatic-speech-recognition",)
@@ -95,22 +95,22 @@ def prepare(pipe: Any, inputs: tuple[str, ...], options: dict[str, Any]) -> Job:
     """What ``pipe`` has to do for INPUT... ."""
     from d2v_ref.tasks.audio import Recording
 
-    files = recordings(inputs)
-    names = [spoken(path) for path in files]
-    items = [Recording.of(path, pipe.sampling_rate) for path in files]
+    paths = files(SOUNDS, inputs)
+    names = [spoken(path) for path in paths]
+    items = [Recording.of(path, pipe.sampling_rate) for path in paths]
     arguments, lines = _PREPARE[pipe.task](options)
     arguments["batch_size"] = options["batch_size"] or 1
-    if options["form"] != "text" and len(files) != 1:
-        raise InputError(f"--format {options['form']} is for one recording", got=len(files))
-    if pipe.task == "speaker-verification" and len(files) != 2:
-        raise InputError("speaker-verification is of two recordings", got=len(files), expected="2")
+    if options["form"] != "text" and len(paths) != 1:
+        raise InputError(f"--format {options['form']} is for one recording", got=len(paths))
+    if pipe.task == "speaker-verification" and len(paths) != 2:
+        raise InputError("speaker-verification is of two recordings", got=len(paths), expected="2")
 
     def run(advance: Callable[[float], None]) -> list[Any]:
         if pipe.task == "speaker-verification":
             return [pipe(*items, progress=advance, **arguments)]
         return pipe(items, progress=advance, **arguments)
 
-    single = is_one_recording(inputs)
+    single = is_one(inputs)
     if pipe.task == "speaker-verification":
         names, single = [" and ".join(names)], True
     arrays = _arrays if pipe.task in ("feature-extraction", "speaker-embedding") else None
@@ -156,11 +156,7 @@ def _speech_recognition(options: dict[str, Any]) -> Prepared:
 
 
 def _classification(options: dict[str, Any]) -> Prepared:
-    def lines(answers: Any) -> Iterator[str]:
-        for answer in answers:
-            yield f"{answer['score']:8.4f}  {visible(answer['label'])}"
-
-    return {"top_k": options["top_k"] or 5}, lines
+    return {"top_k": options["top_k"] or 5}, label_lines
 
 
 def _frame_classification(options: dict[str, Any]) -> Prepared:

@@ -8,7 +8,17 @@ from typing import Any
 
 import click
 
-from d2v_ref.cli.common import Job, Option, is_one_text, options, read_texts, read_whole, vector_lines, visible
+from d2v_ref.cli.common import (
+    Job,
+    Option,
+    is_one_text,
+    label_lines,
+    options,
+    read_texts,
+    read_whole,
+    vector_lines,
+    visible,
+)
 from d2v_ref.errors import InputError
 
 GENERATION = ("text-generation",)
@@ -95,11 +105,7 @@ def _text_classification(texts: list[str], options: dict[str, Any]) -> Prepared:
     pair = options["pair"]
     items: list[Any] = texts if pair is None else [{"text": text, "text_pair": pair} for text in texts]
 
-    def lines(answers: Any) -> Iterator[str]:
-        for answer in answers:
-            yield f"{answer['score']:8.4f}  {visible(answer['label'])}"
-
-    return items, {"top_k": options["top_k"] or 5, "truncation": options["truncate"]}, lines
+    return items, {"top_k": options["top_k"] or 5, "truncation": options["truncate"]}, label_lines
 
 
 def _token_classification(texts: list[str], options: dict[str, Any]) -> Prepared:

@@ -1,4 +1,4 @@
-"""From a text or a recording to an answer: Hugging Face's pipelines."""
+"""From a text, a recording or a picture to an answer: Hugging Face's pipelines."""
 
 from d2v_ref.tasks.base import Pipeline
 from d2v_ref.tasks.choosing import TASKS, Task, infer_task, pipeline

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from d2v_ref.errors import InputError
 from d2v_ref.tasks.audio import AudioPipeline
-from d2v_ref.tasks.base import Progress, checked_top_k, definitions
-
-FUNCTIONS = ("softmax", "sigmoid", "none")
+from d2v_ref.tasks.base import Progress, checked_top_k
+from d2v_ref.tasks.classification import best, checked_function, scored
 
 
 class AudioClassification(AudioPipeline):
@@ -40,21 +38,13 @@ class AudioClassification(AudioPipeline):
             A list of {"score", "label"} for an input, a list of such lists for a list of inputs.
         """
         count = None if top_k is None else checked_top_k(top_k)
-        if function_to_apply not in (None, *FUNCTIONS):
-            expected = " or ".join(FUNCTIONS)
-            raise InputError("unknown function_to_apply", got=repr(function_to_apply), expected=expected)
+        kinds = {"regression": "none", "multi_label_classification": "sigmoid"}
+        usual = kinds.get(self.model.config.problem_type or "", "softmax")
+        function = checked_function(function_to_apply) or usual
 
         def labels(outputs: list[np.ndarray]) -> list[dict[str, Any]]:
-            scores = self._scores(outputs[0], function_to_apply)
-            order = np.argsort(-scores, kind="stable")[:count].tolist()
-            return [{"score": float(scores[index]), "label": self.model.config.label(index)} for index in order]
+            scores = scored(outputs[0], function)
+            chosen = best(scores, count)
+            return [{"score": float(scores[index]), "label": self.model.config.label(index)} for index in chosen]
 
         return self.run(inputs, lambda _, logits: logits, labels, batch_size=batch_size, progress=progress)
-
-    def _scores(self, logits: np.ndarray, function: str | None) -> np.ndarray:
-        """logits (labels,) -> scores (labels,)."""
-        kinds = {"regression": "none", "multi_label_classification": "sigmoid"}
-        chosen = function or kinds.get(self.model.config.problem_type or "", "softmax")
-        if chosen == "none":
-            return logits
-        return definitions.sigmoid(logits) if chosen == "sigmoid" else definitions.softmax(logits)

@@ -25,7 +25,7 @@ class Pipeline:
     """A model and what turns inputs into its arrays and its outputs into answers."""
 
     task: ClassVar[str]
-    modality: ClassVar[str]  # what it is called with: "text" or "audio"
+    modality: ClassVar[str]  # of its models: "text", "audio" or "vision"
     parts: ClassVar[dict[str, Any]]  # argument of the constructor -> its class, for what it needs beside the model
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -13,8 +13,10 @@ from d2v_ref.pretrained import PreTrainedModel
 from d2v_ref.tasks.audio_classification import AudioClassification
 from d2v_ref.tasks.audio_frame_classification import AudioFrameClassification
 from d2v_ref.tasks.base import Pipeline
-from d2v_ref.tasks.feature_extraction import AudioFeatureExtraction, TextFeatureExtraction
+from d2v_ref.tasks.feature_extraction import AudioFeatureExtraction, ImageFeatureExtraction, TextFeatureExtraction
 from d2v_ref.tasks.fill_mask import FillMask
+from d2v_ref.tasks.image_classification import ImageClassification
+from d2v_ref.tasks.image_segmentation import ImageSegmentation
 from d2v_ref.tasks.multiple_choice import MultipleChoice
 from d2v_ref.tasks.question_answering import QuestionAnswering
 from d2v_ref.tasks.speaker import SpeakerEmbedding, SpeakerVerification
@@ -47,6 +49,10 @@ TASKS = (
     Task("speaker-embedding", "Data2VecAudioForXVector", SpeakerEmbedding),
     Task("speaker-verification", "Data2VecAudioForXVector", SpeakerVerification),
     Task("feature-extraction", "Data2VecAudioModel", AudioFeatureExtraction),
+    Task("image-classification", "Data2VecVisionForImageClassification", ImageClassification),
+    Task("image-segmentation", "Data2VecVisionForSemanticSegmentation", ImageSegmentation),
+    Task("image-feature-extraction", "Data2VecVisionModel", ImageFeatureExtraction),  # transformers' name
+    Task("feature-extraction", "Data2VecVisionModel", ImageFeatureExtraction),
 )
 _HUB = ("revision", "cache_dir", "local_files_only", "token")
 
@@ -70,6 +76,7 @@ def pipeline(
     model: PreTrainedModel | str | Path,
     tokenizer: Any = None,
     feature_extractor: Any = None,
+    image_processor: Any = None,
     **load_options: Any,
 ) -> Any:
     """A callable that does a task (HF ``transformers.pipeline``).
@@ -80,18 +87,19 @@ def pipeline(
         tokenizer: a tokenizer, or where to load one from; the model's checkpoint if None.
         feature_extractor: the same for the feature extractor of an audio model; of these only speech recognition has a
             tokenizer too.
+        image_processor: the same for the image processor of a vision model.
         load_options: as in ``PreTrainedModel.from_pretrained``, for a model that is loaded.
 
     Raises:
-        InputError: an unknown task, one that does not fit the model, a model that is loaded already without a tokenizer
-            or feature extractor, or one of these where the task has no use for it.
+        InputError: an unknown task, one that does not fit the model, a model that is loaded already without the
+            tokenizer, feature extractor or image processor that it needs, or one where the task has no use for it.
         ConfigError, CheckpointError, UnavailableError: as in ``from_pretrained``; text-generation with a model that is
-            no decoder.
+            no decoder, classes wanted of one that has none.
     """
     if task is not None and task not in {known.name for known in TASKS}:
         raise InputError("unknown task", got=task, expected=_either(known.name for known in TASKS))
     hub = {name: load_options[name] for name in _HUB if name in load_options}
-    given = {"tokenizer": tokenizer, "feature_extractor": feature_extractor}
+    given = {"tokenizer": tokenizer, "feature_extractor": feature_extractor, "image_processor": image_processor}
     if isinstance(model, PreTrainedModel):
         if load_options:
             raise InputError("load options were given for a model that is loaded already", got=", ".join(load_options))
@@ -99,12 +107,12 @@ def pipeline(
         for name, kind in chosen.pipeline.parts.items():
             if given[name] is None:
                 expected = f"{name}=, a {kind.__name__} or a checkpoint"
-                raise InputError(f"a model that is loaded already needs a {_words(name)}", expected=expected)
+                raise InputError(f"a model that is loaded already needs {_a(name)}", expected=expected)
     else:
         chosen = _of_checkpoint(task, model, hub)
     for name in [name for name, source in given.items() if source is not None and name not in chosen.pipeline.parts]:
-        hint = f"It needs a {' and a '.join(map(_words, chosen.pipeline.parts))}"
-        raise InputError(f"{chosen.name} of a {chosen.model} takes no {_words(name)}", hint=hint)
+        message = f"{chosen.name} of a {chosen.model} takes no {name.replace('_', ' ')}"
+        raise InputError(message, hint=f"It needs {' and '.join(map(_a, chosen.pipeline.parts))}")
     parts = {
         name: _part(kind, model if given[name] is None else given[name], hub)
         for name, kind in chosen.pipeline.parts.items()
@@ -118,8 +126,9 @@ def _part(kind: Any, source: Any, hub: dict[str, Any]) -> Any:
     return source if isinstance(source, kind) else kind.from_pretrained(source, **hub)
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _a(name: str) -> str:
+    """ "image_processor" -> "an image processor"."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name.replace('_', ' ')}"
 
 
 def _either(names: Any) -> str:

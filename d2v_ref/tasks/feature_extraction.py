@@ -1,4 +1,4 @@
-"""What the model makes of a text or a recording, without a head."""
+"""What the model makes of a text, a recording or a picture, without a head."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from d2v_ref.errors import InputError
 from d2v_ref.tasks.audio import AudioPipeline, Piece
 from d2v_ref.tasks.base import Progress, as_list, each
+from d2v_ref.tasks.images import ImagePipeline, Picture
 from d2v_ref.tasks.text import TextPipeline
 
 
@@ -82,3 +83,36 @@ class AudioFeatureExtraction(AudioPipeline):
     def forward(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The hidden states in the place of a head's scores: (B, T, D)."""
         return self.model(values, attention_mask=mask, return_dict=True).last_hidden_state
+
+
+class ImageFeatureExtraction(ImagePipeline):
+    """The last hidden states (HF ImageFeatureExtractionPipeline, with arrays in the place of nested lists)."""
+
+    task = "image-feature-extraction"
+
+    def __call__(
+        self, inputs: Any, *, pooling: str | None = None, batch_size: int = 1, progress: Progress | None = None
+    ) -> Any:
+        """The features of a picture, or a list of them for a list of pictures.
+
+        Args:
+            inputs: see ``ImagePipeline``.
+            pooling: None for the class token and every patch; "first" for the class token, "mean" for the mean of all
+                patches, which is what a classifier's pooler normalizes (``use_mean_pooling``).
+
+        Returns:
+            An array (1, T, D), or (1, D) if pooled.
+        """
+        if pooling not in (None, "first", "mean"):
+            raise InputError("unknown pooling", got=repr(pooling), expected="None or 'first' or 'mean'")
+
+        def finish(_: Picture, states: np.ndarray) -> np.ndarray:
+            if pooling is None:
+                return states[None].copy()  # not a view that would keep the whole batch
+            return states[:1].copy() if pooling == "first" else states[1:].mean(0, keepdims=True)
+
+        return self.run(inputs, finish, batch_size=batch_size, progress=progress)
+
+    def forward(self, values: np.ndarray) -> np.ndarray:
+        """The hidden states in the place of a head's scores: (B, T, D)."""
+        return self.model(values, return_dict=True).last_hidden_state

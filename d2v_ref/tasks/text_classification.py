@@ -8,7 +8,8 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 from d2v_ref.processing.tokenizer import Encoding
-from d2v_ref.tasks.base import Progress, as_list, checked_top_k, definitions, each
+from d2v_ref.tasks.base import Progress, as_list, checked_top_k, each
+from d2v_ref.tasks.classification import best, scored, usual_function
 from d2v_ref.tasks.text import TextPipeline
 
 Label = dict[str, Any]
@@ -48,8 +49,8 @@ class TextClassification(TextPipeline):
         labels = self.run(encodings, self.logits, finish, batch_size=batch_size, progress=progress)
         single = not isinstance(inputs, list | tuple)
         if top_k == "best":
-            best = [found[0] for found in labels]
-            return best[0] if isinstance(inputs, dict) else best
+            first = [found[0] for found in labels]
+            return first[0] if isinstance(inputs, dict) else first
         cut = [found[:count] for found in labels]
         return cut[0] if single else cut
 
@@ -62,14 +63,6 @@ class TextClassification(TextPipeline):
 
     def _labels(self, logits: np.ndarray) -> list[Label]:
         """logits (labels,) -> every label, best first."""
-        scores = self._scores(logits)
-        order = np.argsort(-scores, kind="stable").tolist()
-        return [{"label": self.model.config.label(index), "score": float(scores[index])} for index in order]
-
-    def _scores(self, logits: np.ndarray) -> np.ndarray:
         config = self.model.config
-        if config.problem_type == "regression":
-            return logits
-        if config.problem_type == "multi_label_classification" or config.num_labels == 1:
-            return definitions.sigmoid(logits)
-        return definitions.softmax(logits)
+        scores = scored(logits, usual_function(config))
+        return [{"label": config.label(index), "score": float(scores[index])} for index in best(scores, None)]
