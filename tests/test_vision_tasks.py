@@ -448,3 +448,24 @@ def test_image_features(folders: dict[str, Path]) -> None:
     norm = pooled.pooler.layernorm
     want = pooled(bare.image_processor(PICTURES[0]).pixel_values).pooler_output
     assert np.allclose((x - x.mean()) / x.std() * norm.weight + norm.bias, want, atol=1e-4)
+
+
+# ---- TensorFlow's classes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [("image-classification", CLASSIFIER), ("image-segmentation", SEGMENTER)], ids=str
+)
+def test_a_checkpoint_that_names_tensorflows_class_runs_it(task: str, name: str, tmp_path: Path) -> None:
+    """Its own function, not that of PyTorch's class: for segmentation they give different maps."""
+    for cls in (f"TF{name}", name):
+        synthesis.write_checkpoint(model_class(cls), "tiny", 0, tmp_path / cls, num_labels=5)
+        assert infer_task(cls) == task
+    picture = pixels((64, 64))
+    loaded = [pipeline(chosen, tmp_path / f"TF{name}") for chosen in (task, None)]
+    assert [type(pipe.model).__name__ for pipe in loaded] == [f"TF{name}"] * 2
+    direct = pipeline(None, loaded[0].model, image_processor=tmp_path / name)
+    assert close(loaded[0](picture), direct(picture))
+    pytorch = pipeline(task, tmp_path / name)
+    assert type(pytorch.model).__name__ == name
+    assert close(loaded[0](picture), pytorch(picture)) == (name == CLASSIFIER)

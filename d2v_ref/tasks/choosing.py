@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from d2v_ref.auto import architecture, model_class
+from d2v_ref.auto import MODELS, architecture, model_class
 from d2v_ref.checkpoints import open_checkpoint, resolve
 from d2v_ref.config import CONFIG_NAME, read_config_json
 from d2v_ref.errors import InputError
@@ -59,7 +59,8 @@ _HUB = ("revision", "cache_dir", "local_files_only", "token")
 
 def infer_task(model_class_name: str) -> str:
     """The task of a model's class: "Data2VecTextForMaskedLM" -> "fill-mask"."""
-    return _tasks_of(model_class_name)[0].name
+    known = model_class_name in MODELS
+    return _tasks_of(*(_names(model_class(model_class_name)) if known else [model_class_name]))[0].name
 
 
 def _tasks_of(*classes: str) -> list[Task]:
@@ -137,7 +138,7 @@ def _either(names: Any) -> str:
 
 def _of_model(name: str | None, model: PreTrainedModel) -> Task:
     """The task of this name, if this model does it; its first if there is no name."""
-    fitting = _tasks_of(*(base.__name__ for base in type(model).__mro__))
+    fitting = _tasks_of(*_names(type(model)))
     for task in fitting:
         if name in (None, task.name):
             return task
@@ -148,12 +149,22 @@ def _of_model(name: str | None, model: PreTrainedModel) -> Task:
 
 
 def _of_checkpoint(name: str | None, where: str | Path, hub: dict[str, Any]) -> Task:
+    """The task of this name for the checkpoint's kind of model, by the class that the checkpoint names."""
+    folder = resolve(where, weights=name is None, **hub)
+    task = _of_folder(name, folder, where)
+    named = read_config_json(folder / CONFIG_NAME).get("architectures")
+    special = named[0] if isinstance(named, list) and len(named) == 1 and named[0] in list(MODELS) else task.model
+    if issubclass(model_class(special), model_class(task.model)):
+        return task._replace(model=special)  # TensorFlow's class, which does what PyTorch's of the same name does
+    return task
+
+
+def _of_folder(name: str | None, folder: Path, where: str | Path) -> Task:
     """The task of this name for the checkpoint's kind of model; the one of the class that it names without a name.
 
     The published facebook/data2vec-text-base names the bare model, though its weights have a language model's head: a
     checkpoint like this is for fill-mask.
     """
-    folder = resolve(where, weights=name is None, **hub)
     if name is not None:
         candidates = [task for task in TASKS if task.name == name]
         kind = read_config_json(folder / CONFIG_NAME).get("model_type")
@@ -166,4 +177,9 @@ def _of_checkpoint(name: str | None, where: str | Path, hub: dict[str, Any]) -> 
     cls = architecture(folder)
     if cls == "Data2VecTextModel" and any(key.startswith("lm_head.") for key in open_checkpoint(folder)):
         cls = "Data2VecTextForMaskedLM"
-    return _tasks_of(cls)[0]
+    return _tasks_of(*_names(model_class(cls)))[0]
+
+
+def _names(cls: type[PreTrainedModel]) -> list[str]:
+    """A class and those that it is made of, by name."""
+    return [base.__name__ for base in cls.__mro__]
