@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw
 from transformers.image_utils import load_image
 
 from d2v_ref.errors import InputError
-from d2v_ref.processing.image_processor import BeitImageProcessor, read_image, read_segmentation_map
+from d2v_ref.processing.image_processor import BeitImageProcessor
+from d2v_ref.processing.pictures import read_image, read_segmentation_map
 from d2v_ref.processing.segmentation_maps import bilinear, post_process_semantic_segmentation
 
 torch.set_num_threads(1)

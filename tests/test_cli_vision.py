@@ -24,7 +24,8 @@ from d2v_ref import golden, synthesis
 from d2v_ref.auto import model_class
 from d2v_ref.cli.run_vision import outputs
 from d2v_ref.processing import segmentation_maps
-from d2v_ref.processing.image_processor import BeitImageProcessor, read_image
+from d2v_ref.processing.image_processor import BeitImageProcessor
+from d2v_ref.processing.pictures import read_image
 from d2v_ref.processing.segmentation_maps import label_colours, overlay
 from d2v_ref.tasks import pipeline
 

@@ -17,13 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2v_ref.errors import CheckpointError, ConfigError, InputError, UnavailableError
-from d2v_ref.processing import image_processor
-from d2v_ref.processing.image_processor import (
-    BeitImageProcessor,
-    ImageFeatures,
-    read_image,
-    read_segmentation_map,
-)
+from d2v_ref.processing import pictures as reading
+from d2v_ref.processing.image_processor import BeitImageProcessor, ImageFeatures
+from d2v_ref.processing.pictures import read_image, read_segmentation_map
 
 NEAREST, BOX = 0, 4  # Pillow's numbers
 RAW: dict[str, Any] = {"do_resize": False, "do_rescale": False, "do_normalize": False}
@@ -472,7 +468,7 @@ def test_pillow_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def without(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(image_processor, "import_module", without)
+    monkeypatch.setattr(reading, "import_module", without)
     for read in (read_image, read_segmentation_map, BeitImageProcessor(), lambda _: BeitImageProcessor()(x)):
         with pytest.raises(UnavailableError, match=r"needs Pillow.*pip install pillow") as caught:
             read(path)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from d2v_ref.errors import CheckpointError, InputError, UnavailableError
-from d2v_ref.processing import image_processor
+from d2v_ref.processing import pictures
 from d2v_ref.processing.segmentation_maps import (
     LONGEST_NAME,
     MOST_ENTRIES,
@@ -224,7 +224,7 @@ def test_an_indexed_png_is_the_map(
         assert (image.format, image.mode) == ("PNG", "P")
         np.testing.assert_array_equal(np.asarray(image), labels)
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), palette[labels])
-    np.testing.assert_array_equal(image_processor.read_segmentation_map(folder / "x.png"), labels)
+    np.testing.assert_array_equal(pictures.read_segmentation_map(folder / "x.png"), labels)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         patch.setattr(ImageFont, "load_default", without)
         with pytest.raises(UnavailableError, match="FreeType"):
             overlay(image, labels, ["x"])
-    monkeypatch.setattr(image_processor, "import_module", without)
+    monkeypatch.setattr(pictures, "import_module", without)
     with pytest.raises(UnavailableError, match="needs Pillow"):
         overlay(image, labels, ["x"])
     with pytest.raises(UnavailableError, match="needs Pillow"):

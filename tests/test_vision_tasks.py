@@ -16,7 +16,8 @@ from vision_models import BARE, CLASSIFIER, SEGMENTER, build, trained
 from d2v_ref import synthesis
 from d2v_ref.auto import model_class
 from d2v_ref.errors import CheckpointError, ConfigError, InputError
-from d2v_ref.processing.image_processor import BeitImageProcessor, read_image
+from d2v_ref.processing.image_processor import BeitImageProcessor
+from d2v_ref.processing.pictures import read_image
 from d2v_ref.tasks import TASKS, images, infer_task, pipeline
 
 VISION = {task.pipeline.task: task.model for task in TASKS if task.pipeline.modality == "vision"}

@@ -92,7 +92,8 @@ def _features(inputs: tuple[str, ...], folder: Path) -> dict[str, Any]:
 
 
 def _pixel_values(inputs: tuple[str, ...], folder: Path) -> dict[str, Any]:
-    from d2v_ref.processing.image_processor import BeitImageProcessor, read_image
+    from d2v_ref.processing import BeitImageProcessor
+    from d2v_ref.processing.pictures import read_image
 
     processor = BeitImageProcessor.from_pretrained(folder)
     return processor([read_image(path) for path in files(PICTURES, inputs)]).arrays()

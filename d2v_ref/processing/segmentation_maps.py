@@ -17,7 +17,8 @@ from d2v_ref import checks
 from d2v_ref.checkpoints import replacing
 from d2v_ref.errors import InputError, UnavailableError
 from d2v_ref.ops import Ops
-from d2v_ref.processing.image_processor import VOID, is_pil, pillow, read_image, to_rgb
+from d2v_ref.processing.image_processor import VOID
+from d2v_ref.processing.pictures import is_pil, pillow, read_image, to_rgb
 
 MOST_PIXELS = 1 << 28  # of a map
 

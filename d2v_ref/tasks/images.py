@@ -15,7 +15,8 @@ import numpy as np
 
 from d2v_ref.errors import ConfigError, InputError
 from d2v_ref.pretrained import PreTrainedModel
-from d2v_ref.processing.image_processor import BeitImageProcessor, is_pil, pillow, read_image
+from d2v_ref.processing.image_processor import BeitImageProcessor
+from d2v_ref.processing.pictures import is_pil, pillow, read_image
 from d2v_ref.tasks.base import Pipeline, Progress, as_list, each
 
 
