@@ -122,29 +122,19 @@ class Data2VecAudioConfig(Config):
         sizes = "vocab_size hidden_size num_attention_heads intermediate_size conv_dim conv_stride conv_kernel"
         sizes += " num_conv_pos_embedding_groups conv_pos_kernel_size mask_time_length mask_feature_length tdnn_dim"
         sizes += " tdnn_kernel tdnn_dilation classifier_proj_size xvector_output_dim adapter_kernel_size adapter_stride"
-        for name in sizes.split():
-            value = getattr(self, name)
-            if any(not 1 <= size < 2**31 for size in (value if isinstance(value, list | tuple) else [value])):
-                raise ConfigError(f"{name} is out of range", got=value, expected="1 ... 2^31 - 1")
-        for name in ("num_hidden_layers", "num_conv_pos_embeddings", "num_adapter_layers"):
-            if not 0 <= getattr(self, name) <= 1000:  # before that many modules are made
-                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="0 ... 1000")
-        if self.output_hidden_size is not None and not 0 <= self.output_hidden_size < 2**31:
-            expected = "1 ... 2^31 - 1, or None or 0 for hidden_size"
-            raise ConfigError("output_hidden_size is out of range", got=self.output_hidden_size, expected=expected)
+        counts = "num_hidden_layers num_conv_pos_embeddings num_adapter_layers"
+        self.refuse_what_models_share(sizes, counts)
+        if self.output_hidden_size is not None:
+            self.refuse_outside("output_hidden_size", 0, 2**31 - 1, "1 ... 2^31 - 1, or None or 0 for hidden_size")
         for group in (("conv_dim", "conv_stride", "conv_kernel"), ("tdnn_dim", "tdnn_kernel", "tdnn_dilation")):
             lengths = [len(getattr(self, name)) for name in group]
             if len(set(lengths)) != 1 or not 1 <= lengths[0] <= 1000:
                 expected = "as many numbers in each, at least one"
                 raise ConfigError(f"{', '.join(group)} do not fit together", got=lengths, expected=expected)
-        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-            if self.hidden_size % getattr(self, name):
-                expected = f"a multiple of {name}={getattr(self, name)}"
-                raise ConfigError("hidden_size does not divide", got=self.hidden_size, expected=expected)
-        if not 0 <= self.layer_norm_eps <= 1:
-            raise ConfigError("layer_norm_eps does not serve", got=self.layer_norm_eps, expected="0 ... 1")
+        if self.hidden_size % self.num_conv_pos_embedding_groups:
+            expected = f"a multiple of num_conv_pos_embedding_groups={self.num_conv_pos_embedding_groups}"
+            raise ConfigError("hidden_size does not divide among the groups", got=self.hidden_size, expected=expected)
         choices: dict[str, Any] = {
-            "hidden_act": ACTIVATIONS,
             "feat_extract_activation": ACTIVATIONS,
             "ctc_loss_reduction": ("sum", "mean", "none"),
             "ctc_target_rule": ("v5", "v4"),

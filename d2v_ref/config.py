@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from d2v_ref.errors import ConfigError
+from d2v_ref.ops import ACTIVATIONS
 
 CONFIG_NAME = "config.json"
 
@@ -94,6 +95,25 @@ class Config:
             raise ConfigError(
                 "chunk_size_feed_forward is negative", got=self.chunk_size_feed_forward, expected="0 or more"
             )
+
+    def refuse_outside(self, names: str, least: float, most: float, expected: str) -> None:
+        """Each of these settings, a number or a list of them, must be between two numbers."""
+        for name in names.split():
+            value = getattr(self, name)
+            if any(not least <= number <= most for number in (value if isinstance(value, list) else [value])):
+                raise ConfigError(f"{name} is out of range", got=value, expected=expected)
+
+    def refuse_what_models_share(self, sizes: str, counts: str) -> None:
+        """Sizes from 1 on, counts of modules, and what every transformer here has."""
+        self.refuse_outside(sizes, 1, 2**31 - 1, "1 ... 2^31 - 1")
+        self.refuse_outside(counts, 0, 1000, "0 ... 1000")  # before that many modules are made
+        self.refuse_outside("layer_norm_eps", 0, 1, "0 ... 1")
+        config: Any = self
+        if config.hidden_size % config.num_attention_heads:
+            expected = f"a multiple of num_attention_heads={config.num_attention_heads}"
+            raise ConfigError("hidden_size does not divide among the heads", got=config.hidden_size, expected=expected)
+        if config.hidden_act not in ACTIVATIONS:
+            raise ConfigError("unknown hidden_act", got=config.hidden_act, expected=", ".join(ACTIVATIONS))
 
     def label(self, index: int) -> str:
         """The name of class ``index``."""

@@ -22,7 +22,6 @@ from d2v_ref.config import Config
 from d2v_ref.errors import ConfigError, InputError
 from d2v_ref.generation import GenerationMixin
 from d2v_ref.nn import Activation, Embedding, LayerNorm, Linear, Module, Parameter, recording
-from d2v_ref.ops import ACTIVATIONS
 from d2v_ref.outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -93,18 +92,7 @@ class Data2VecTextConfig(Config):
     def validate(self) -> None:
         super().validate()
         sizes = "vocab_size hidden_size num_attention_heads intermediate_size max_position_embeddings type_vocab_size"
-        for name in sizes.split():
-            if not 1 <= getattr(self, name) < 2**31:
-                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="1 ... 2^31 - 1")
-        if not 0 <= self.num_hidden_layers <= 1000:  # before that many modules are made
-            raise ConfigError("num_hidden_layers is out of range", got=self.num_hidden_layers, expected="0 ... 1000")
-        if self.hidden_size % self.num_attention_heads:
-            expected = f"a multiple of num_attention_heads={self.num_attention_heads}"
-            raise ConfigError("hidden_size does not divide among the heads", got=self.hidden_size, expected=expected)
-        if not 0 <= self.layer_norm_eps <= 1:
-            raise ConfigError("layer_norm_eps does not serve", got=self.layer_norm_eps, expected="0 ... 1")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ConfigError("unknown hidden_act", got=self.hidden_act, expected=", ".join(ACTIVATIONS))
+        self.refuse_what_models_share(sizes, counts="num_hidden_layers")
         kinds = ("absolute", "relative_key", "relative_key_query")
         if self.position_embedding_type not in kinds:
             raise ConfigError(

@@ -35,7 +35,6 @@ from d2v_ref.nn import (
     Sequential,
     recording,
 )
-from d2v_ref.ops import ACTIVATIONS
 from d2v_ref.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, SemanticSegmenterOutput
 from d2v_ref.pretrained import PreTrainedModel
 
@@ -103,13 +102,7 @@ class Data2VecVisionConfig(Config):
     def validate(self) -> None:
         super().validate()
         sizes = "hidden_size num_attention_heads intermediate_size image_size patch_size num_channels pool_scales"
-        for name in f"{sizes} auxiliary_channels".split():
-            value = getattr(self, name)
-            if any(not 1 <= size < 2**31 for size in (value if isinstance(value, list | tuple) else [value])):
-                raise ConfigError(f"{name} is out of range", got=value, expected="1 ... 2^31 - 1")
-        for name in ("num_hidden_layers", "auxiliary_num_convs"):
-            if not 0 <= getattr(self, name) <= 1000:  # before that many modules are made
-                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="0 ... 1000")
+        self.refuse_what_models_share(f"{sizes} auxiliary_channels", counts="num_hidden_layers auxiliary_num_convs")
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             if isinstance(value, list | tuple) and len(value) != 2:
@@ -117,13 +110,6 @@ class Data2VecVisionConfig(Config):
         if min(self.window) < 1 or math.prod(self.window) > 2**20:
             expected = "an image of 1 ... 2^20 patches"
             raise ConfigError("image_size does not fit patch_size", got=self.window, expected=expected)
-        if self.hidden_size % self.num_attention_heads:
-            expected = f"a multiple of num_attention_heads={self.num_attention_heads}"
-            raise ConfigError("hidden_size does not divide among the heads", got=self.hidden_size, expected=expected)
-        if not 0 <= self.layer_norm_eps <= 1:
-            raise ConfigError("layer_norm_eps does not serve", got=self.layer_norm_eps, expected="0 ... 1")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ConfigError("unknown hidden_act", got=self.hidden_act, expected=", ".join(ACTIVATIONS))
         if len(self.pool_scales) > 1000:
             raise ConfigError("too many pool_scales", got=len(self.pool_scales), expected="at most 1000")
 

@@ -222,13 +222,13 @@ LISTS = ("conv_dim", "conv_stride", "conv_kernel", "tdnn_dim", "tdnn_kernel", "t
         *(({name: value}, f"^{name} is out of range .got {value}; expected 0 ... 1000")
           for name in ("num_hidden_layers", "num_conv_pos_embeddings", "num_adapter_layers")
           for value in (-1, 1001, 10**12)),
-        ({"hidden_size": 10}, r"hidden_size does not divide .got 10; expected a multiple of num_attention_heads=12"),
-        ({"hidden_size": 12}, r"does not divide .got 12; .*a multiple of num_conv_pos_embedding_groups=16"),
+        ({"hidden_size": 10}, r"divide among the heads .got 10; .*a multiple of num_attention_heads=12"),
+        ({"hidden_size": 12}, r"among the groups .got 12; .*a multiple of num_conv_pos_embedding_groups=16"),
         ({"output_hidden_size": -1}, "output_hidden_size is out of range .got -1"),
         ({"output_hidden_size": 2**31}, "output_hidden_size is out of range"),
-        ({"layer_norm_eps": -1e-5}, "layer_norm_eps does not serve"),
-        ({"layer_norm_eps": float("nan")}, "layer_norm_eps does not serve"),
-        ({"layer_norm_eps": 10**400}, "layer_norm_eps does not serve"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps is out of range"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is out of range"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps is out of range"),
         ({"hidden_act": "gelo"}, "unknown hidden_act .got gelo; expected .*gelu"),
         ({"feat_extract_activation": ""}, "unknown feat_extract_activation"),
         ({"ctc_loss_reduction": "max"}, "unknown ctc_loss_reduction .got max; expected sum or mean or none"),

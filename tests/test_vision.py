@@ -218,8 +218,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("too many pool_scales .got 1001", {"pool_scales": [1] * 1001}),
     ("out_indices has the wrong type .got None", {"out_indices": None}),
     (r"out_indices has the wrong type .got \['1'\]", {"out_indices": ["1"]}),
-    ("layer_norm_eps does not serve .got -1e-12", {"layer_norm_eps": -1e-12}),
-    ("layer_norm_eps does not serve .got nan", {"layer_norm_eps": NAN}),
+    ("layer_norm_eps is out of range .got -1e-12", {"layer_norm_eps": -1e-12}),
+    ("layer_norm_eps is out of range .got nan", {"layer_norm_eps": NAN}),
     ("unknown hidden_act .got gelo", {"hidden_act": "gelo"}),
     ("num_labels does not serve .got -1", {"num_labels": -1}),
     (
