@@ -33,6 +33,7 @@ from d2v_ref.vision import (
     Data2VecVisionPyramidPoolingModule,
     Data2VecVisionRelativePositionBias,
     Size,
+    relative_position_index,
     size_pair,
 )
 
@@ -49,27 +50,10 @@ class TFData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias):
         super().__init__(config)
 
     def make(self, window: Size, interpolate: bool) -> Array:
-        table = self.relative_position_bias_table
-        bias = self.ops.embedding(tf_relative_position_index(window), table)  # (T, T, heads)
+        # tf.meshgrid's default lays the patches on a grid as high as the window is wide; alike if it is square.
+        index = relative_position_index(window, grid=window[::-1])
+        bias = self.ops.embedding(index, self.relative_position_bias_table)  # (T, T, heads)
         return self.ops.asarray(bias.transpose(2, 0, 1)[None])
-
-
-def tf_relative_position_index(window: Size) -> np.ndarray:
-    """Which row of the table stands for query and key: (T, T) integers.
-
-    The patches are counted down the columns of a grid that is as high as the window is wide: tf.meshgrid's default.
-    For a square window that is PyTorch's index.
-    """
-    height, width = window
-    y, x = (axis.reshape(-1) for axis in np.indices((width, height)))
-    rows = (y[:, None] - y[None, :] + height - 1) * (2 * width - 1) + x[:, None] - x[None, :] + width - 1
-    count = (2 * height - 1) * (2 * width - 1)
-    index = np.empty((height * width + 1, height * width + 1), np.int64)
-    index[1:, 1:] = rows
-    index[0, :] = count
-    index[:, 0] = count + 1
-    index[0, 0] = count + 2
-    return index
 
 
 class TFData2VecVisionModel(Data2VecVisionModel):

@@ -236,10 +236,13 @@ class Data2VecVisionRelativePositionBias(Module):
 _SIZES = 2  # pictures' sizes whose bias is kept: at 480 x 480 a base model's takes half a gigabyte
 
 
-def relative_position_index(window: Size) -> np.ndarray:
-    """Which row of the table stands for query and key: (T, T) integers."""
+def relative_position_index(window: Size, grid: Size | None = None) -> np.ndarray:
+    """Which row of the table stands for query and key: (T, T) integers.
+
+    ``grid``: where the patches are thought to lie, in rows; the window if None.
+    """
     height, width = window
-    y, x = (axis.reshape(-1) for axis in np.indices(window))
+    y, x = (axis.reshape(-1) for axis in np.indices(grid or window))
     rows = (y[:, None] - y[None, :] + height - 1) * (2 * width - 1) + x[:, None] - x[None, :] + width - 1
     count = (2 * height - 1) * (2 * width - 1)
     index = np.empty((height * width + 1, height * width + 1), np.int64)
