@@ -367,7 +367,9 @@ class Data2VecVisionPooler(Module):
             self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x: Array) -> Array:
-        return x[:, 0] if self.layernorm is None else self.layernorm(x[:, 1:].mean(1))
+        if self.layernorm is None:
+            return x[:, 0]
+        return self.layernorm(self.ops.adaptive_avg_pool2d(x[:, 1:, None], 1)[:, 0, 0])  # a map one patch wide
 
 
 class Data2VecVisionPreTrainedModel(PreTrainedModel):

@@ -32,10 +32,18 @@ def golden() -> None:
     type=click.Path(path_type=Path),
     help="Folder to write.",
 )
+@click.option("--fingerprint", is_flag=True, help="Keep samples and moments, not every number: for a repository.")
 @click.option("--class", "class_name", metavar="CLASS", show_default="as in config.json", help="The model's class.")
 @load_options()
 def record(
-    model: str, inputs: tuple[str, ...], bundle: Path, class_name: str | None, backend: str, dtype: str, **where: Any
+    model: str,
+    inputs: tuple[str, ...],
+    bundle: Path,
+    fingerprint: bool,
+    class_name: str | None,
+    backend: str,
+    dtype: str,
+    **where: Any,
 ) -> None:
     """Run MODEL on INPUT and write every module's output to a bundle.
 
@@ -49,6 +57,7 @@ def record(
     d2v-ref golden record my-speech-model speech.wav -o my-bundle
     d2v-ref golden record my-vision-model photo.png -o my-bundle
     d2v-ref golden record my-model input_ids.npz -o my-bundle
+    d2v-ref golden record my-model "A text." -o tests/golden --fingerprint
     """
     from d2v_ref import golden as goldens
     from d2v_ref.auto import architecture, model_class
@@ -59,10 +68,13 @@ def record(
     loaded = cls.from_pretrained(folder, backend=backend, dtype=dtype)
     arrays = _arrays(inputs, folder, loaded)
     with progress("golden record", goldens.RUNS) as advance:
-        made = goldens.record(loaded, arrays, bundle, name=model, folder=folder, progress=advance)
-    size = sum(array.nbytes for array in made.taps.values())
-    click.echo(f"{visible(str(bundle))}: {len(made.taps)} outputs of {cls.__name__}, {size / 1e6:.1f} MB")
-    strange = [tap["name"] for tap in made.manifest["taps"] if not tap["finite"]]
+        made = goldens.record(
+            loaded, arrays, bundle, name=model, folder=folder, fingerprint=fingerprint, progress=advance
+        )
+    size = sum(path.stat().st_size for path in bundle.iterdir())
+    amount = f"{size / 1e6:.1f} MB" if size > 1e5 else f"{size / 1e3:.0f} kB"
+    click.echo(f"{visible(str(bundle))}: {len(made.taps)} outputs of {cls.__name__}, {amount}")
+    strange = [tap["name"] for tap in made.manifest["taps"] if any(goldens.counts(tap["moments"]))]
     if strange:
         click.echo(f"{len(strange)} of them hold NaN or infinity, the first is {strange[0]}", err=True)
 

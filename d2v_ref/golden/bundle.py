@@ -1,22 +1,40 @@
-"""A bundle: a folder that holds a golden run.
+"""A bundle: a folder that holds a golden run, whole or as a fingerprint, which is small enough for a repository.
 
     manifest.json         what was run, on what, by whom, and how far another run may be off
     inputs.safetensors    the arguments of the forward pass that are arrays, by Hugging Face's names
-    taps.safetensors      every module's output and every tap, by name
+    taps.safetensors      every module's output and every tap, by name: all of it, or samples
 
 ``manifest.json`` is an object with the members
 
     format, format_version   "d2v-golden", 1
+    form                     "full" or "fingerprint": what taps.safetensors holds
     model                    name as given, class, config (as config.json), weights: [{name, bytes, sha256}], the files
     dtype, backend           of the run that is recorded, and which operations the backend computed itself
     environment              versions and processor of the machine that recorded
     arguments                the arguments of the forward pass that are not arrays
+    files                    [{name, bytes, sha256}] of the two files beside it
     inputs                   [{name, shape, dtype, sha256}]
-    taps                     the same, with module (the class), finite (whether every number is) and tolerance: the
-                             largest absolute error that another implementation in this dtype may have
-                             (``golden/bounds.py``); in the order of computation
+    taps                     the same, with module (the class), tolerance: the largest absolute error that another
+                             implementation in this dtype may have (``golden/bounds.py``), and moments; in the order of
+                             computation
 
-``sha256`` is of the array's bytes, little-endian and row-major.
+An array's ``sha256`` is of its bytes, little-endian and row-major; a tap's is of the whole array in both forms.
+
+A full bundle holds every tap in its shape: all elements are samples.  A fingerprint holds 32 of n elements in one
+dimension, those at the flat, row-major positions 0 ... 7 and 8 + floor(k (n - 9) / 23), k = 0 ... 23, or all if n < 32.
+
+``moments`` stand for the elements between the samples: mean, rms (the root of the mean square), min and max of the
+finite elements, in float64, null if there are none; and nan, inf and -inf, how many elements are, where any is.  An
+array passes if
+
+    every sample is within the tolerance t, and what is not finite is the same
+    nan, inf and -inf are equal
+    |min - min'| <= t  and  |max - max'| <= t
+    |mean - mean'| <= t + r  and  |rms - rms'| <= t + r,    r = 2^-47 (rms + rms') + 2^-1022
+
+which follows from every element being within t (the triangle inequality), so that none of it is a false alarm.  r
+allows for the rounding of the moments themselves, if a sum is off by at most 64 units of rounding of the sum of
+absolute values, 2^-53 each: as sums in pairs are (NumPy's), or sums in a longer format.
 """
 
 from __future__ import annotations
@@ -24,24 +42,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d2v_ref.checkpoints import read_safetensors
+from d2v_ref.checkpoints import read_safetensors, replacing
 from d2v_ref.config import fits, spell
-from d2v_ref.errors import InputError
+from d2v_ref.errors import CheckpointError, InputError
 from d2v_ref.golden.bounds import UNIT_ROUNDOFF
+from d2v_ref.golden.forms import FORMS, FULL, SIZES, counts, differing, kept_shape, moments
 
 FORMAT, VERSION = "d2v-golden", 1
 MANIFEST, INPUTS, TAPS = "manifest.json", "inputs.safetensors", "taps.safetensors"
+LARGEST = sys.float_info.max
+AGAIN = "The bundle is damaged or was edited: record it again"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read: its manifest and its arrays."""
+    """A bundle that was read: its manifest and its arrays; of a fingerprint ``taps`` holds samples."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -59,6 +81,31 @@ def describe(name: str, array: np.ndarray) -> dict[str, Any]:
     return {"name": name, "shape": list(array.shape), "dtype": array.dtype.name, "sha256": sha256(array)}
 
 
+def describe_file(path: Path) -> dict[str, Any]:
+    """The manifest's entry of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest with a line for every member, and for every entry of a list."""
+
+    def spelt(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    def lines(value: Any) -> str:
+        return "[\n" + ",\n".join(map(spelt, value)) + "\n]" if isinstance(value, list) else spelt(value)
+
+    try:
+        text = "{\n" + ",\n".join(f"{spelt(name)}: {lines(value)}" for name, value in manifest.items()) + "\n}\n"
+        data = text.encode("utf-8")
+    except (ValueError, RecursionError) as error:  # of a configuration with NaN, for which JSON has no number
+        raise CheckpointError("can't be written as JSON", path=path, got=str(error)) from None
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def read_bundle(folder: str | Path) -> Bundle:
     """Read a bundle and check that it is whole: the manifest has every member, and every array is what it says."""
     folder = Path(folder)
@@ -71,9 +118,9 @@ def read_bundle(folder: str | Path) -> Bundle:
         got = manifest.get("format_version")
         raise InputError("another format version", path=path, got=got, expected=VERSION, hint=hint)
     _check_members(manifest, path)
-    inputs, taps = (
-        _read_arrays(folder / file, manifest[member], path) for member, file in (("inputs", INPUTS), ("taps", TAPS))
-    )
+    inputs = _read_arrays(folder / INPUTS, manifest["inputs"], FULL)
+    taps = _read_arrays(folder / TAPS, manifest["taps"], manifest["form"])
+    _check_files(folder, manifest["files"])
     return Bundle(folder, manifest, inputs, taps)
 
 
@@ -87,48 +134,68 @@ def _read_json(path: Path) -> Any:
         hint = "A bundle is a folder that `d2v-ref golden record` made"
         raise InputError(f"can't be read: {error.strerror}", path=path, hint=hint) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"is not JSON in UTF-8: {error}", path=path, hint="Record the bundle again") from None
+        raise InputError(f"is not JSON in UTF-8: {error}", path=path, hint=AGAIN) from None
 
 
 _ARRAY = {"name": str, "shape": list[int], "dtype": str, "sha256": str}
+_FILE = {"name": str, "bytes": int, "sha256": str}
 _MEMBERS: dict[str, dict[str, Any]] = {
-    "": {"model": dict, "dtype": str, "backend": dict, "environment": dict, "arguments": dict}
-    | {"inputs": list, "taps": list},
+    "": {"form": str, "model": dict, "dtype": str, "backend": dict, "environment": dict, "arguments": dict}
+    | {"files": list, "inputs": list, "taps": list},
     "model": {"name": str, "class": str, "config": dict, "weights": list},
-    "model.weights": {"name": str, "bytes": int, "sha256": str},
+    "model.weights": _FILE,
+    "files": _FILE,
     "inputs": _ARRAY,
-    "taps": {**_ARRAY, "module": str, "finite": bool, "tolerance": float},
+    "taps": {**_ARRAY, "module": str, "tolerance": float, "moments": dict},
+    "taps.moments": dict.fromkeys(SIZES, float | None),
 }
 
 
 def _check_members(manifest: dict[str, Any], path: Path) -> None:
-    """Every member is there and of its type, names come once, something was recorded, tolerances are sizes."""
+    """Every member is there and of its type, names come once, something was recorded, numbers are possible."""
     for place, members in _MEMBERS.items():
-        value: Any = manifest
+        entries: list[Any] = [manifest]
         for step in place.split(".") if place else ():
-            value = value[step]
-        for entry in value if isinstance(value, list) else [value]:
+            entries = [child for entry in entries for child in _items(entry[step])]
+        for entry in entries:
             for name, kind in members.items():
-                if not isinstance(entry, dict) or not fits(entry.get(name), kind):
+                if not isinstance(entry, dict) or not fits(entry.get(name, ...), kind):
                     got = repr(entry.get(name) if isinstance(entry, dict) else entry)[:60]
                     raise _damaged(path, f"{place}.{name}".lstrip("."), got, spell(kind))
-        if isinstance(value, list) and len({entry["name"] for entry in value}) != len(value):
+        if "name" in members and len({entry["name"] for entry in entries}) != len(entries):
             raise _damaged(path, place, "a name that comes twice", "each name once")
     if not manifest["taps"]:
         raise _damaged(path, "taps", "none", "at least one")
-    if manifest["dtype"] not in UNIT_ROUNDOFF:
-        raise _damaged(path, "dtype", manifest["dtype"], " or ".join(UNIT_ROUNDOFF))
+    for member, choices in (("form", FORMS), ("dtype", tuple(UNIT_ROUNDOFF))):
+        if manifest[member] not in choices:
+            raise _damaged(path, member, manifest[member], " or ".join(choices))
     for tap in manifest["taps"]:
-        if not 0 <= tap["tolerance"] < math.inf:  # 1e999 is a number of JSON
-            raise _damaged(path, "taps.tolerance", tap["tolerance"], "a finite number, 0 or more")
+        _check_numbers(tap, path)
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_numbers(tap: dict[str, Any], path: Path) -> None:
+    """A tap's tolerance, shape and moments are possible; 1e999 is a number of JSON too."""
+    if not 0 <= tap["tolerance"] <= LARGEST:
+        raise _damaged(path, "taps.tolerance", tap["tolerance"], "a finite number, 0 or more")
+    if min(tap["shape"], default=0) < 0:
+        raise _damaged(path, "taps.shape", tap["shape"], "lengths of 0 or more")
+    strange, sizes = counts(tap["moments"]), [tap["moments"][name] for name in SIZES]
+    if not all(fits(count, int) and count >= 0 for count in strange) or sum(strange) > math.prod(tap["shape"]):
+        raise _damaged(path, "taps.moments", strange, "how many elements of the array are nan, inf and -inf")
+    finite = sum(strange) < math.prod(tap["shape"])
+    if not all(size is not None and abs(size) <= LARGEST if finite else size is None for size in sizes):
+        raise _damaged(path, "taps.moments", sizes, "finite numbers, or null if no element is finite")
 
 
 def _damaged(path: Path, member: str, got: object, expected: str) -> InputError:
-    hint = "The bundle is damaged or was edited: record it again"
-    return InputError(f"its member {member} is damaged", path=path, got=got, expected=expected, hint=hint)
+    return InputError(f"its member {member} is damaged", path=path, got=got, expected=expected, hint=AGAIN)
 
 
-def _read_arrays(path: Path, entries: list[dict[str, Any]], manifest: Path) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, entries: list[dict[str, Any]], form: str) -> dict[str, np.ndarray]:
     tensors = read_safetensors(path)
     extra = sorted(set(tensors) - {entry["name"] for entry in entries})
     if extra:
@@ -137,14 +204,28 @@ def _read_arrays(path: Path, entries: list[dict[str, Any]], manifest: Path) -> d
     for entry in entries:
         name = entry["name"]
         if name not in tensors:
-            raise InputError(f"{name} is missing", path=path, hint="The bundle is damaged: record it again")
+            raise InputError(f"{name} is missing", path=path, hint=AGAIN)
         arrays[name] = tensors[name].numpy()
-        found = describe(name, arrays[name]) | {"finite": bool(np.isfinite(arrays[name]).all())}
-        wrong = [member for member, value in found.items() if member in entry and entry[member] != value]
+        wrong = _differences(entry, arrays[name], form)
         if wrong:
-            raise InputError(
-                f"{name} is not what was recorded: another {', '.join(wrong)}",
-                path=path,
-                hint="The bundle is damaged or was edited: record it again",
-            )
+            message = f"{name} is not what was recorded: another {', '.join(wrong)}"
+            raise InputError(message, path=path, hint=AGAIN)
     return arrays
+
+
+def _differences(entry: dict[str, Any], stored: np.ndarray, form: str) -> list[str]:
+    """What the manifest says of an array and is not so, as far as what is stored of it tells."""
+    wrong = [] if stored.shape == kept_shape(entry["shape"], form) else ["shape"]
+    found = describe(entry["name"], stored)
+    for member in ("dtype", "sha256") if form == FULL else ("dtype",):
+        wrong += [member] if entry[member] != found[member] else []
+    if form == FULL and "moments" in entry and "shape" not in wrong:
+        wrong += differing(moments(stored), entry["moments"], 0.0)
+    return wrong
+
+
+def _check_files(folder: Path, entries: list[dict[str, Any]]) -> None:
+    """The files are those that were written: samples have no other hash."""
+    for name in (INPUTS, TAPS):
+        if describe_file(folder / name) not in entries:
+            raise InputError("is not the file that was recorded", path=folder / name, hint=AGAIN)

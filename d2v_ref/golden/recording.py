@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,22 @@ import numpy as np
 
 import d2v_ref
 from d2v_ref import checks
-from d2v_ref.checkpoints import new_folder, weight_files, write_json, write_safetensors
+from d2v_ref.checkpoints import new_folder, weight_files, write_safetensors
 from d2v_ref.golden.arguments import forward_arguments
 from d2v_ref.golden.bounds import PROBES, tolerances
-from d2v_ref.golden.bundle import FORMAT, INPUTS, MANIFEST, TAPS, VERSION, Bundle, describe, read_bundle
+from d2v_ref.golden.bundle import (
+    FORMAT,
+    INPUTS,
+    MANIFEST,
+    TAPS,
+    VERSION,
+    Bundle,
+    describe,
+    describe_file,
+    read_bundle,
+    write_manifest,
+)
+from d2v_ref.golden.forms import FINGERPRINT, FULL, kept, moments
 from d2v_ref.ops import Ops
 from d2v_ref.pretrained import PreTrainedModel
 
@@ -32,6 +43,7 @@ def record(
     name: str | Path,
     folder: Path,
     arguments: dict[str, Any] | None = None,
+    fingerprint: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Run a model and write a bundle of what every module computes.
@@ -43,9 +55,11 @@ def record(
         name: what the model is called: a hub id or a path.
         folder: where its weights lie, for their hashes.
         arguments: further arguments of the forward pass, such as use_cache.
+        fingerprint: whether to keep samples and moments of every array in the place of all of it
+            (``golden/bundle.py``): some kilobytes, which a repository can hold.
         progress: called with 1 after each of ``RUNS`` runs: one is recorded, the others are for the tolerances.
     """
-    flags = arguments or {}
+    flags, form = arguments or {}, FINGERPRINT if fingerprint else FULL
     arrays = {key: checks.anything(key, value) for key, value in inputs.items()}
     given = forward_arguments(model, arrays, flags)
 
@@ -61,25 +75,27 @@ def record(
     with new_folder(bundle) as temporary, np.errstate(all="ignore"):  # the manifest says what isn't finite
         taps = taps_of(model)
         allowed = tolerances(run, run(Ops("float64")), str(model.ops.dtype))
+        write_safetensors(temporary / INPUTS, arrays, None)
+        write_safetensors(temporary / TAPS, {key: kept(array, form) for key, array in taps.items()}, None)
         manifest = {
             "format": FORMAT,
             "format_version": VERSION,
+            "form": form,
             "model": {
                 "name": str(name),
                 "class": type(model).__name__,
                 "config": model.config.to_dict(),
-                "weights": fingerprints(folder),
+                "weights": weight_hashes(folder),
             },
             "dtype": str(model.ops.dtype),
             "backend": {"name": model.ops.name, "overrides": model.ops.overrides()},
             "environment": environment(),
             "arguments": flags,
+            "files": [describe_file(temporary / file) for file in (INPUTS, TAPS)],
             "inputs": [describe(key, array) for key, array in arrays.items()],
             "taps": _describe_taps(model, taps, allowed),
         }
-        write_safetensors(temporary / INPUTS, arrays, None)
-        write_safetensors(temporary / TAPS, taps, None)
-        write_json(temporary / MANIFEST, manifest)
+        write_manifest(temporary / MANIFEST, manifest)
     return read_bundle(bundle)
 
 
@@ -91,21 +107,16 @@ def _describe_taps(
         {
             **describe(name, array),
             "module": classes[name.partition("#")[0]],
-            "finite": bool(np.isfinite(array).all()),
-            "tolerance": allowed[name],
+            "tolerance": float(f"{allowed[name]:.2e}"),  # of an estimate three digits say all
+            "moments": moments(array),
         }
         for name, array in taps.items()
     ]
 
 
-def fingerprints(folder: Path) -> list[dict[str, Any]]:
+def weight_hashes(folder: Path) -> list[dict[str, Any]]:
     """Name, length and SHA-256 of every weight file of a checkpoint."""
-    found = []
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
-    return found
+    return [describe_file(path) for path in weight_files(folder)]
 
 
 def environment() -> dict[str, str]:
