@@ -30,6 +30,7 @@ def seeded(seed: int) -> np.random.Generator:
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
     return np.random.default_rng(seed)
 
 
@@ -89,6 +90,11 @@ class Curve:
         """A result on a split, of the weights as they are shipped."""
         self.facts["metrics"][name] = round(float(value), 5)
         print(name, self.facts["metrics"][name], file=sys.stderr, flush=True)
+
+    def continue_from(self, folder: Path) -> None:
+        """Take over the points and the time of the run whose ``curve.json`` is there."""
+        before = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
+        self.facts["points"], self.start = before["points"], time.monotonic() - before["seconds"]
 
     def write(self, folder: Path) -> None:
         """Write ``curve.json``."""
