@@ -242,12 +242,13 @@ class PreTrainedModel(Module):
         token: str | None = None,
         **changes: Any,
     ) -> Self:
-        """A model from a checkpoint: a folder, or a hub id such as "facebook/data2vec-text-base".
+        """A model from a checkpoint: a folder, a shipped one such as "tiny-text", or a hub id.
 
         Args:
             name_or_path: a folder with config.json and weights (safetensors or pytorch_model.bin, in one file or
-                sharded), which needs no network ever; or a hub id, looked up in huggingface_hub's cache and
-                downloaded if it isn't there.
+                sharded), or the name of a checkpoint that comes with the package (``d2v_ref.models``), both of which
+                need no network ever; or a hub id such as "facebook/data2vec-text-base", looked up in
+                huggingface_hub's cache and downloaded if it isn't there.
             config: used in the place of the checkpoint's.
             backend, dtype, init_missing: as in the constructor.
             revision: a branch, tag or commit of the hub repository.

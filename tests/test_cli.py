@@ -32,7 +32,7 @@ from d2v_ref.cli import main
 from d2v_ref.tasks import TASKS, pipeline
 
 TEXT = {task.name: task.model for task in TASKS if task.pipeline.modality == "text"}
-ENTRY = [sys.executable, "-c", "from d2v_ref.cli import main; main()"]
+ENTRY = [sys.executable, "-m", "d2v_ref"]
 ROOT = Path(__file__).parents[1]
 COMMANDS: tuple[list[str], ...] = (
     [],
@@ -42,6 +42,7 @@ COMMANDS: tuple[list[str], ...] = (
     ["golden", "check"],
     ["synth"],
     ["backends"],
+    ["demo"],
 )
 
 

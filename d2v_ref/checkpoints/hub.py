@@ -1,4 +1,4 @@
-"""From a folder or a Hugging Face id to a folder on this machine."""
+"""From a folder, a shipped model's name or a Hugging Face id to a folder on this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from d2v_ref import models
 from d2v_ref.checkpoints.files import WEIGHT_NAMES, read_index, weight_files
 from d2v_ref.errors import CheckpointError, UnavailableError
 
@@ -35,9 +36,10 @@ def resolve(
     token: str | bool | None = None,
     weights: bool = True,
 ) -> Path:
-    """The folder that holds a checkpoint: the one given, or a hub id's, downloaded if needed.
+    """The folder that holds a checkpoint: the one given, a shipped one's, or a hub id's, downloaded if needed.
 
-    A folder is returned as it is, and huggingface_hub is not even imported.  Of an id (``facebook/data2vec-text-base``)
+    A folder is returned as it is, and so is that of a checkpoint that comes with the package (``tiny-text``; see
+    ``d2v_ref.models``); huggingface_hub is not even imported.  Of an id (``facebook/data2vec-text-base``)
     one set of weights is downloaded, the first of ``WEIGHT_NAMES`` that there is; with ``weights=False`` none.  Nothing
     is downloaded with ``local_files_only`` or if HF_HUB_OFFLINE is set, and what is in the cache serves when the hub
     can't be reached.
@@ -46,6 +48,12 @@ def resolve(
     if folder is not None:
         return folder
     name = str(name_or_path)
+    if "/" not in name and name.lower().startswith("tiny"):  # or a typing error, and no reason to ask the network
+        shipped = models.folder(name)
+        if revision is not None:
+            message, hint = "comes with d2v_ref and has no revisions", "Leave the revision out"
+            raise CheckpointError(f"{name} {message}", got=revision, hint=hint)
+        return shipped
     hub = _import_hub()
     try:
         hub.utils.validate_repo_id(name)

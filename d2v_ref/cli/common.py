@@ -89,6 +89,17 @@ class SectionedCommand(click.Command):
 def load_options(dtype: str | None = "float32") -> Callable[[Command], Command]:
     """Where a model comes from and who computes: the options of every command that loads one."""
     option = partial(click.option, cls=Option, section="Loading")
+    return options(
+        computing_options(dtype),
+        option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id."),
+        option("--cache-dir", metavar="FOLDER", type=click.Path(path_type=Path), help="huggingface_hub's cache."),
+        option("--local-files-only", is_flag=True, help="Download nothing."),
+    )
+
+
+def computing_options(dtype: str | None = "float32") -> Callable[[Command], Command]:
+    """Who computes."""
+    option = partial(click.option, cls=Option, section="Loading")
     dtypes = click.Choice(["float32", "float64"])
     return options(
         option("--backend", metavar="NAME", default="numpy", show_default=True, help="See `d2v-ref backends`."),
@@ -99,9 +110,6 @@ def load_options(dtype: str | None = "float32") -> Callable[[Command], Command]:
             show_default=dtype is not None or "the recorded one",
             help="To compute in.",
         ),
-        option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id."),
-        option("--cache-dir", metavar="FOLDER", type=click.Path(path_type=Path), help="huggingface_hub's cache."),
-        option("--local-files-only", is_flag=True, help="Download nothing."),
     )
 
 

@@ -56,7 +56,7 @@ MODALITIES = {"text": run_text, "audio": run_audio, "vision": run_vision}
 )
 @run_text.OPTIONS
 @run_audio.OPTIONS
-@option("--tokenizer", metavar="MODEL", show_default="the model's", help="Folder or hub id.", section="Loading")
+@option("--tokenizer", metavar="MODEL", show_default="the model's", help="As MODEL.", section="Loading")
 @option("--init-missing", type=click.IntRange(0), metavar="SEED", help="Draw missing weights.", section="Loading")
 @option("--report", is_flag=True, help="Say on standard error what became of every weight.", section="Loading")
 @load_options()
@@ -71,7 +71,9 @@ def run(
     report: bool,
     **options: Any,
 ) -> None:
-    """Run MODEL, a folder or a hub id, on each INPUT.
+    """Run MODEL on each INPUT.
+
+    MODEL is a folder, a hub id, or tiny-text, tiny-audio or tiny-vision, which come with the package.
 
     For a model of texts an INPUT is a text, a file with one text a line, or - for standard input; a text that
     begins with - goes after --.

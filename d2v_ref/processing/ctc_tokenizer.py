@@ -176,7 +176,7 @@ class Wav2Vec2CTCTokenizer:
         local_files_only: bool = False,
         token: str | None = None,
     ) -> Wav2Vec2CTCTokenizer:
-        """The tokenizer of a checkpoint: a folder, or a hub id.
+        """The tokenizer of a checkpoint: a folder, a shipped one's name, or a hub id.
 
         Read from vocab.json, tokenizer_config.json, special_tokens_map.json and added_tokens.json, the last two as
         transformers 4 wrote them; of these only vocab.json must be there.

@@ -112,7 +112,7 @@ class Wav2Vec2FeatureExtractor:
         local_files_only: bool = False,
         token: str | None = None,
     ) -> Wav2Vec2FeatureExtractor:
-        """The feature extractor of a checkpoint: a folder, or a hub id.
+        """The feature extractor of a checkpoint: a folder, a shipped one's name, or a hub id.
 
         Read from "feature_extractor" in processor_config.json, where transformers 5 puts the parts of a processor, or
         else from preprocessor_config.json.

@@ -135,7 +135,7 @@ class BeitImageProcessor:
         local_files_only: bool = False,
         token: str | None = None,
     ) -> BeitImageProcessor:
-        """The image processor of a checkpoint: a folder, or a hub id.
+        """The image processor of a checkpoint: a folder, a shipped one's name, or a hub id.
 
         Read from "image_processor" in processor_config.json, where transformers 5 puts the parts of a processor, or
         else from preprocessor_config.json.

@@ -105,7 +105,7 @@ class TextTokenizer:
         local_files_only: bool = False,
         token: str | None = None,
     ) -> TextTokenizer:
-        """The tokenizer of a checkpoint: a folder, or a hub id.
+        """The tokenizer of a checkpoint: a folder, a shipped one's name, or a hub id.
 
         Read from tokenizer.json, or else from vocab.json and merges.txt (with added_tokens.json); special tokens are
         those that tokenizer_config.json and special_tokens_map.json name, or else RoBERTa's.  Settings that change the

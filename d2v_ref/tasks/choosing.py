@@ -84,7 +84,7 @@ def pipeline(
 
     Args:
         task: the name of one of ``TASKS``; None for the task of the model, or of the class that the checkpoint names.
-        model: a model, or where to load one from: a folder or a hub id.
+        model: a model, or where to load one from: a folder, a hub id, or a shipped one's name (``d2v_ref.models``).
         tokenizer: a tokenizer, or where to load one from; the model's checkpoint if None.
         feature_extractor: the same for the feature extractor of an audio model; of these only speech recognition has a
             tokenizer too.
