@@ -1,7 +1,7 @@
 """Train ``tiny-audio``: a Data2VecAudio that writes down spoken numbers and tells spoken digits apart.
 
 python -m conformance.training.tiny_audio --cache FOLDER                     # about an hour on one core
-python -m conformance.training.tiny_audio --cache FOLDER --out /tmp/a --steps-scale 0.01
+python -m conformance.training.tiny_audio --cache FOLDER --out try --steps-scale 0.01
 
 Stage 1 is data2vec's own objective on the sound alone.  Stage 2 fine-tunes the encoder and both heads together: CTC on
 characters, and a classification of single digits.  The corpus is made by espeak-ng and flite, which have to be
@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from conformance.training.objective import Pretraining
 from conformance.training.spoken_numbers import DIGITS, RATE, Corpus
 from d2v_ref.checkpoints import write_json
 from d2v_ref.pretraining import AUDIO, span_mask
+from d2v_ref.tasks.metrics import edit_distance
 
 Batch = dict[str, torch.Tensor]
 
@@ -258,23 +258,13 @@ def evaluate(
     for utterance, sound in zip(corpus.utterances, corpus.samples, strict=True):
         inputs = processor.sounds([sound])
         text = processor.tokenizer.decode(ctc(**inputs).logits[0].argmax(dim=-1).tolist())
-        words.append((distance(utterance.text.split(), text.split()), len(utterance.text.split())))
-        characters.append((distance(utterance.text, text), len(utterance.text)))
+        words.append((edit_distance(utterance.text.split(), text.split()), len(utterance.text.split())))
+        characters.append((edit_distance(utterance.text, text), len(utterance.text)))
         if utterance.text in DIGITS:
             right.append(DIGITS[int(classifier(**inputs).logits.argmax())] == utterance.text)
     wer, cer = (np.sum([errors for errors, _ in x]) / np.sum([count for _, count in x]) for x in (words, characters))
     accuracy = {"keyword_accuracy": float(np.mean(right))} if right else {}
     return {"wer": float(wer), "cer": float(cer), **accuracy}
-
-
-def distance(truth: Any, answer: Any) -> int:
-    """Insertions, deletions and replacements that make one sequence the other (Levenshtein)."""
-    row = list(range(len(answer) + 1))
-    for i, wanted in enumerate(truth, 1):
-        diagonal, row[0] = row[0], i
-        for j, found in enumerate(answer, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != found))
-    return row[-1]
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------

@@ -148,7 +148,12 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 @golden.command(cls=SectionedCommand, short_help="Run a bundle again and name the first output that differs.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--model", metavar="MODEL", show_default="as it was recorded", help="Folder or hub id of the checkpoint.")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    show_default="as it was recorded",
+    help="The checkpoint: folder, shipped name or hub id.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--all", "everything", is_flag=True, help="Print every output, not only those that differ.")
 @load_options(dtype=None)
