@@ -51,6 +51,12 @@ class UnavailableError(CheckpointError):
     exit_code = 3
 
 
+class MissingPackageError(D2VError):
+    """An optional package, one of an extra, is not installed."""
+
+    exit_code = 3
+
+
 class ConfigError(D2VError):
     """A configuration that no model can be built from."""
 

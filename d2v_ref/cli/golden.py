@@ -8,11 +8,7 @@ from typing import Any
 
 import click
 
-from d2v_ref.cli.common import SectionedCommand, is_file, load_options, progress, read_texts, to_json, visible
-from d2v_ref.cli.files import PICTURES, SOUNDS, files
-from d2v_ref.errors import InputError
-
-ARRAYS = (".npz", ".safetensors")
+from d2v_ref.cli.common import SectionedCommand, load_options, progress, to_json, visible
 
 
 @click.group(short_help="Record what a model computes; check a run against a record.")
@@ -62,14 +58,15 @@ def record(
     from d2v_ref import golden as goldens
     from d2v_ref.auto import architecture, model_class
     from d2v_ref.checkpoints import resolve
+    from d2v_ref.cli.inputs import read_inputs
 
     folder = resolve(model, **where)
     cls = model_class(class_name or architecture(folder))
     loaded = cls.from_pretrained(folder, backend=backend, dtype=dtype)
-    arrays = _arrays(inputs, folder, loaded)
+    given = read_inputs(inputs, folder, loaded)
     with progress("golden record", goldens.RUNS) as advance:
         made = goldens.record(
-            loaded, arrays, bundle, name=model, folder=folder, fingerprint=fingerprint, progress=advance
+            loaded, given.arrays, bundle, name=model, folder=folder, fingerprint=fingerprint, progress=advance
         )
     size = sum(path.stat().st_size for path in bundle.iterdir())
     amount = f"{size / 1e6:.1f} MB" if size > 1e5 else f"{size / 1e3:.0f} kB"
@@ -77,73 +74,6 @@ def record(
     strange = [tap["name"] for tap in made.manifest["taps"] if any(goldens.counts(tap["moments"]))]
     if strange:
         click.echo(f"{len(strange)} of them hold NaN or infinity, the first is {strange[0]}", err=True)
-
-
-def _arrays(inputs: tuple[str, ...], folder: Path, model: Any) -> dict[str, Any]:
-    if len(inputs) == 1 and inputs[0].endswith(ARRAYS) and is_file(inputs[0]):
-        return _read_arrays(Path(inputs[0]))
-    if model.config.model_type == "data2vec-audio":
-        return _features(inputs, folder)
-    if model.config.model_type == "data2vec-vision":
-        return _pixel_values(inputs, folder)
-    from d2v_ref.processing import TextTokenizer
-
-    encoding = TextTokenizer.from_pretrained(folder)(read_texts(inputs), max_length=model.config.max_length)
-    arrays = {"input_ids": encoding.input_ids, "attention_mask": encoding.attention_mask}
-    if type(model).__name__.endswith("ForMultipleChoice"):
-        arrays = {name: array[None] for name, array in arrays.items()}  # (1, choices, T)
-    return arrays
-
-
-def _features(inputs: tuple[str, ...], folder: Path) -> dict[str, Any]:
-    from d2v_ref.processing import Wav2Vec2FeatureExtractor, read_audio
-
-    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
-    signals = [read_audio(path, extractor.sampling_rate) for path in files(SOUNDS, inputs)]
-    return extractor(signals, padding=True).arrays()
-
-
-def _pixel_values(inputs: tuple[str, ...], folder: Path) -> dict[str, Any]:
-    from d2v_ref.processing import BeitImageProcessor
-    from d2v_ref.processing.pictures import read_image
-
-    processor = BeitImageProcessor.from_pretrained(folder)
-    return processor([read_image(path) for path in files(PICTURES, inputs)]).arrays()
-
-
-def _read_arrays(path: Path) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        from d2v_ref.checkpoints import read_safetensors
-
-        return {name: tensor.numpy() for name, tensor in read_safetensors(path).items()}
-    return _read_npz(path)
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    import tokenize
-    import zipfile
-    import zlib
-
-    from numpy.lib.format import read_array
-
-    # What zipfile and NumPy raise for an archive, a member or the header of an array that is damaged or untrue.
-    damaged = (
-        zipfile.BadZipFile,
-        zlib.error,
-        SyntaxError,
-        tokenize.TokenError,
-        RuntimeError,
-        MemoryError,
-        OverflowError,
-    )
-    try:
-        with zipfile.ZipFile(path) as file:
-            return {
-                name.removesuffix(".npy"): read_array(file.open(name), allow_pickle=False) for name in file.namelist()
-            }
-    except (OSError, EOFError, ValueError, *damaged) as error:
-        expected = "arrays of numbers, written by numpy.savez"
-        raise InputError(f"can't be read as .npz: {error}", path=path, expected=expected) from None
 
 
 @golden.command(cls=SectionedCommand, short_help="Run a bundle again and name the first output that differs.")
