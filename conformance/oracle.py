@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ import d2v_ref
 from conformance.compare import compare, flatten
 from d2v_ref import synth
 from d2v_ref.auto import model_class
-from d2v_ref.golden.bounds import PROBES, tolerances
+from d2v_ref.golden.bounds import FORMATS, Exact, Tell, tolerances
 from d2v_ref.ops import Ops
 
 torch.set_num_threads(1)  # tiny models: threads only cost
@@ -79,17 +79,40 @@ def run_recorded(model: Any, inputs: dict[str, Any], dtype: str) -> tuple[Any, d
     def watch(path: str) -> Any:
         return lambda module, args, output: seen[path].append(_kept(output))
 
+    with _hooks(model, lambda path, module: module.register_forward_hook(watch(path))):
+        out = run(model, inputs, dtype)
+    return out, {name: value for path, calls in seen.items() for name, value in _taps(path, calls)}
+
+
+def given_to_modules(model: Any, inputs: dict[str, Any], dtype: str) -> dict[str, np.ndarray]:
+    """The first array that each module is given, ``path#input``, for modules that are given one."""
+    seen: dict[str, list[Any]] = defaultdict(list)
+
+    def watch(path: str) -> Any:
+        def see(module: Any, args: Any, kwargs: Any) -> None:
+            first = next(iter([*args, *kwargs.values()]), None)
+            if isinstance(first, torch.Tensor):
+                seen[f"{path}#input"].append(first.clone())
+
+        return see
+
+    with _hooks(model, lambda path, module: module.register_forward_pre_hook(watch(path), with_kwargs=True)):
+        run(model, inputs, dtype)
+    return {name: (torch.cat(calls, dim=1) if len(calls) > 1 else calls[0]).numpy() for name, calls in seen.items()}
+
+
+@contextmanager
+def _hooks(model: Any, register: Callable[[str, Any], Any]) -> Iterator[None]:
     hooks = [
-        module.register_forward_hook(watch(path))
+        register(path, module)
         for path, module in model.named_modules()
         if not isinstance(module, (torch.nn.Dropout, torch.nn.CrossEntropyLoss)) and not path.endswith("drop_path")
     ]
     try:
-        out = run(model, inputs, dtype)
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    return out, {name: value for path, calls in seen.items() for name, value in _taps(path, calls)}
 
 
 def _kept(output: Any) -> Any:
@@ -171,10 +194,17 @@ def observable(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[
     return {name: value for name, value in got.items() if name in want or not name.endswith("#probs")}
 
 
-def bounds(model: Any, inputs: dict[str, Any], probes: int = PROBES) -> dict[str, float]:
+def bounds(model: Any, inputs: dict[str, Any], probes: int | None = None) -> dict[str, float]:
     """What float32 may be off by, output by output."""
+    return tolerances_of(lambda ops: everything(*model.with_ops(ops).record(**inputs)), probes)
 
-    def run(ops: Ops) -> dict[str, np.ndarray]:
-        return everything(*model.with_ops(ops).record(**inputs))
 
-    return tolerances(run, run(Ops("float64")), probes=probes)
+def tolerances_of(compute: Callable[[Ops], dict[str, Any]], probes: int | None = None) -> dict[str, float]:
+    """What float32 may be off by in everything that is computed with given operations."""
+
+    def run(ops: Ops, tell: Tell) -> None:
+        for name, value in compute(ops).items():
+            tell(name, value)
+
+    port = FORMATS["float32"]
+    return tolerances(run, compute(Exact()), port if probes is None else port._replace(probes=probes))

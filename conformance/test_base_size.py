@@ -15,8 +15,6 @@ import transformers
 import d2v_ref
 from conformance import oracle
 from conformance.compare import compare
-from d2v_ref.golden.bounds import tolerances
-from d2v_ref.ops import Ops
 from d2v_ref.synthesis import write_checkpoint
 
 NAME = "Data2VecTextForMaskedLM"
@@ -76,12 +74,6 @@ def test_every_module_at_base_size(folders: dict[str, Path], dtype: str, tally: 
     ours = d2v_ref.Data2VecTextForMaskedLM.from_pretrained(folders["bin"], dtype=dtype)
     want = oracle.everything(*oracle.run_recorded(theirs, INPUTS, dtype))
     got = oracle.everything(*ours.record(**INPUTS))
-    bound: Any = EXACT
-    if dtype == "float32":
-
-        def run(ops: Ops) -> dict[str, np.ndarray]:
-            return oracle.everything(*ours.with_ops(ops).record(**INPUTS))
-
-        bound = tolerances(run, run(Ops("float64")), probes=2)
+    bound: Any = EXACT if dtype == "float64" else oracle.bounds(ours, INPUTS, probes=2)
     compare(got, want, bound, tally[f"{NAME}, base size, {dtype}"])
     torch.set_num_threads(1)

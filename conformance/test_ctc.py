@@ -18,7 +18,7 @@ from transformers.loss.loss_ctc import ForCTCLoss
 
 from conformance.compare import compare
 from d2v_ref.ctc import ctc_loss
-from d2v_ref.golden.bounds import UNIT_ROUNDOFF
+from d2v_ref.golden.bounds import FORMATS
 from d2v_ref.processing.ctc_decoding import beam_search
 from d2v_ref.processing.ctc_tokenizer import Wav2Vec2CTCTokenizer, character_vocabulary
 
@@ -89,7 +89,7 @@ def rounding(logits: np.ndarray, loss: float) -> float:
     place (of exp, log1p and the two sums).  So does each log probability, whose size is the logits' range.
     """
     spread = 2 * np.abs(logits).max() + np.log(logits.shape[-1])
-    return 4 * 4 * UNIT_ROUNDOFF["float32"] * logits.shape[1] * (loss + spread)
+    return 4 * 4 * FORMATS["float32"].unit_roundoff * logits.shape[1] * (loss + spread)
 
 
 @settings(max_examples=500)

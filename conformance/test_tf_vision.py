@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from conformance.compare import compare, flatten
+from conformance.oracle import tolerances_of
 from d2v_ref.auto import model_class
 from d2v_ref.checkpoints import read_safetensors, read_safetensors_metadata
-from d2v_ref.golden.bounds import tolerances
 from d2v_ref.ops import Ops
 
 FILES = sorted((Path(__file__).parent / "legacy" / "tf").glob("*.safetensors"))
@@ -56,7 +56,7 @@ def test_golden(path: Path, tally: dict[str, Any]) -> None:
     def ours(ops: Ops) -> dict[str, Any]:
         return run(facts, arrays, ops, "TF")
 
-    bounds = tolerances(ours, ours(Ops("float64")))
+    bounds = tolerances_of(ours)
     compare(ours(Ops("float32")), arrays["output"], bounds, tally[f"{facts['class']}, goldens of TensorFlow"])
 
 

@@ -1,4 +1,4 @@
-"""Reading files of named arrays: .npz and .safetensors."""
+"""Reading files of named arrays: .safetensors, .npz, and .npy, whose array has the file's name."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 
-ARRAY_FILES = (".npz", ".safetensors")
+ARRAY_FILES = (".npy", ".npz", ".safetensors")
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz or .safetensors file, by name.
+    """The arrays of a file, by name.
 
     Raises:
         D2VError: the file can't be read, is damaged, or holds something else than numbers.
@@ -22,12 +22,12 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         from d2v_ref.checkpoints import read_safetensors
 
         return {name: tensor.numpy() for name, tensor in read_safetensors(path).items()}
-    if path.suffix != ".npz":
+    if path.suffix not in ARRAY_FILES:
         raise InputError("is no file of arrays", path=path, expected=" or ".join(ARRAY_FILES))
-    return _read_npz(path)
+    return _read_numpy(path)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_numpy(path: Path) -> dict[str, np.ndarray]:
     import tokenize
     import zipfile
     import zlib
@@ -45,10 +45,13 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         OverflowError,
     )
     try:
+        if path.suffix == ".npy":
+            with path.open("rb") as array:
+                return {path.stem: read_array(array, allow_pickle=False)}
         with zipfile.ZipFile(path) as file:
             return {
                 name.removesuffix(".npy"): read_array(file.open(name), allow_pickle=False) for name in file.namelist()
             }
     except (OSError, EOFError, ValueError, *damaged) as error:
-        expected = "arrays of numbers, written by numpy.savez"
-        raise InputError(f"can't be read as .npz: {error}", path=path, expected=expected) from None
+        expected = "arrays of numbers, written by numpy.savez or numpy.save"
+        raise InputError(f"can't be read as {path.suffix}: {error}", path=path, expected=expected) from None

@@ -33,7 +33,7 @@ from d2v_ref.outputs import (
     Wav2Vec2BaseModelOutput,
     XVectorOutput,
 )
-from d2v_ref.pretrained import PreTrainedModel
+from d2v_ref.pretrained import PreTrainedModel, Quirk
 from d2v_ref.spec_augment import Generator, compute_mask_indices
 
 Array = Any
@@ -193,7 +193,7 @@ class Data2VecAudioConvLayer(Module):
 
 
 class Data2VecAudioFeatureEncoder(Module):
-    """The convolutions that make frames of samples.  (B, N) -> (B, T, C)."""
+    """conv_layer_n(... conv_layer_0(x)), which make frames of samples.  (B, N) -> (B, T, C)."""
 
     channels_first = True
 
@@ -232,7 +232,10 @@ class Data2VecAudioPadLayer(Module):
 
 
 class Data2VecAudioPositionalConvLayer(Module):
-    """activation(LayerNorm(conv(x))) with a grouped convolution and a LayerNorm without weights.  (B, T, D) alike."""
+    """activation(LayerNorm(conv(x))) with a grouped convolution and a LayerNorm without weights.
+
+    (B, T, D) -> (B, T, D).
+    """
 
     channels_first = True
 
@@ -250,7 +253,10 @@ class Data2VecAudioPositionalConvLayer(Module):
 
 
 class Data2VecAudioPositionalConvEmbedding(Module):
-    """Positions relative to what is around them (Mohamed et al. 2019): stacked convolutions.  (B, T, D) alike."""
+    """Positions relative to what is around them (Mohamed et al. 2019): layer_n(... layer_1(x)), convolutions.
+
+    (B, T, D) -> (B, T, D).
+    """
 
     def __init__(self, config: Data2VecAudioConfig) -> None:
         self.layers = [Data2VecAudioPositionalConvLayer(config) for _ in range(config.num_conv_pos_embeddings)]
@@ -262,7 +268,7 @@ class Data2VecAudioPositionalConvEmbedding(Module):
 
 
 class Data2VecAudioAttention(Residual):
-    """Multi-head self-attention and output projection (Vaswani et al. 2017, sec. 3.2).  (B, T, D) -> (B, T, D)."""
+    """W attention(q, k, v) + b: multi-head self-attention (Vaswani et al. 2017, sec. 3.2).  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecAudioConfig) -> None:
         width, self.heads = config.hidden_size, config.num_attention_heads
@@ -275,7 +281,7 @@ class Data2VecAudioAttention(Residual):
         q, k, v = self.project(x, self.q_proj, self.k_proj, self.v_proj)  # (B, T, D) each
         mask = None if run.mask is None else run.mask[:, None, None, :]
         context, p = self.ops.attention(q, k, v, self.heads, mask=mask, probs=run.probs or recording())
-        run.attentions.append(p)
+        run.attentions.append(p if run.probs else None)
         self.tap("probs", p)
         return self.out_proj(context, residual=residual)
 
@@ -293,7 +299,10 @@ class Data2VecAudioFeedForward(Residual):
 
 
 class Data2VecAudioEncoderLayer(Module):
-    """Post-norm transformer layer (Vaswani et al. 2017).  (B, T, D) -> (B, T, D)."""
+    """y = LayerNorm(x + attention(x)), then LayerNorm(y + feed_forward(y)): post-norm (Vaswani et al. 2017).
+
+    (B, T, D) -> (B, T, D).
+    """
 
     def __init__(self, config: Data2VecAudioConfig) -> None:
         self.attention = Data2VecAudioAttention(config)
@@ -307,7 +316,7 @@ class Data2VecAudioEncoderLayer(Module):
 
 
 class Data2VecAudioEncoder(Module):
-    """Positions, LayerNorm and the stack of layers.  (B, T, D) -> (B, T, D)."""
+    """layer_L(... layer_1(LayerNorm(x + pos_conv_embed(x)))), x zero in the padding.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecAudioConfig) -> None:
         self.pos_conv_embed = Data2VecAudioPositionalConvEmbedding(config)
@@ -338,7 +347,10 @@ class Data2VecAudioAdapterLayer(Module):
 
 
 class Data2VecAudioAdapter(Module):
-    """Convolutions after the encoder, for a decoder that wants fewer states.  (B, T, D) -> (B, T', D')."""
+    """layer_n(... layer_1(x)), for a decoder that wants fewer states; LayerNorm(W x + b) first if D' is not D.
+
+    (B, T, D) -> (B, T', D').
+    """
 
     def __init__(self, config: Data2VecAudioConfig) -> None:
         self.proj: Linear | None = None
@@ -371,13 +383,44 @@ class Data2VecAudioPreTrainedModel(PreTrainedModel):
     config_class = Data2VecAudioConfig
     base_model_prefix = "data2vec_audio"
 
-    def quirks(self) -> dict[str, str]:
-        found = {"padding=hf": "an utterance's output depends on the padding of its batch, as in transformers"}
-        if self.config.padding == "exact":
-            found = {"padding=exact": "an utterance's output is the one that it has alone; not so in transformers"}
-        if self.config.extra.get("do_stable_layer_norm"):
-            found["do_stable_layer_norm"] = "has no effect: the layers are post-norm, in transformers as here"
+    def quirks(self) -> dict[str, Quirk]:
+        config, found = self.config, {}
+        if self.padding_leaks and config.padding == "hf":
+            what = "an utterance's output depends on the padding of its batch"
+            found["padding=hf"] = Quirk(what, "as in transformers and fairseq; transformers issue 25621")
+        elif self.padding_leaks:
+            what = "an utterance's output is the one that it has alone"
+            found["padding=exact"] = Quirk(what, "not so in transformers and fairseq; transformers issue 25621")
+        if config.padding == "hf":
+            what = "only its number of ones counts, wherever they are; too few for a frame give all frames"
+            found["attention_mask"] = Quirk(what, "HF _get_feature_vector_attention_mask")
+        if config.extra.get("do_stable_layer_norm"):
+            found["do_stable_layer_norm"] = Quirk("has no effect: the layers are post-norm", "HF Data2VecAudioEncoder")
+        if config.layer_norm_eps != 1e-5:
+            what = f"{config.layer_norm_eps:g} is not that of the convolutions' LayerNorms, which have 1e-05"
+            found["layer_norm_eps"] = Quirk(what, "HF Data2VecAudioConvLayer, Data2VecAudioPositionalConvLayer")
+        what = f"is no kernel, as wav2vec 2.0's, but counts layers with kernels of {config.conv_pos_kernel_size}"
+        found["num_conv_pos_embeddings"] = Quirk(what, "HF Data2VecAudioPositionalConvEmbedding")
+        if not config.apply_spec_augment and (config.mask_time_prob > 0 or config.mask_feature_prob > 0):
+            what = "turns off masks that are given too (mask_time_indices)"
+            found["apply_spec_augment"] = Quirk(what, "HF Data2VecAudioModel._mask_hidden_states")
+        if config.add_adapter and config.adapter_kernel_size != 3 and config.padding == "hf":
+            what = "lengths after the adapter are counted as if it were 3"
+            found["adapter_kernel_size"] = Quirk(what, "HF _get_feat_extract_output_lengths")
         return found
+
+    @property
+    def padding_leaks(self) -> bool:
+        """Whether what lies in the padding reaches an utterance's own frames with ``padding="hf"``.
+
+        The first positional convolution sees zeros there, as it does past the end of an utterance alone, and a kernel
+        of one or two taps sees no frame that comes later.
+        """
+        return self._positions_leak or (self.config.add_adapter and self.config.num_adapter_layers > 0)
+
+    @property
+    def _positions_leak(self) -> bool:
+        return self.config.num_conv_pos_embeddings > 1 and self.config.conv_pos_kernel_size > 2
 
     def frame_lengths(self, samples: Any, add_adapter: bool | None = None) -> Any:
         """Frames of an utterance of so many samples, numbers or arrays; 0 or fewer if it is too short for one.
@@ -446,9 +489,9 @@ def sample_counts(attention_mask: Any) -> np.ndarray:
 
 
 class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
-    """The bare model: convolutions, encoder layers, and an adapter if the configuration has one.
+    """The bare model: adapter(encoder(feature_projection(feature_extractor(x)))), an adapter if it has one.
 
-    HF Data2VecAudioModel.
+    HF Data2VecAudioModel.  x (B, N) samples -> last_hidden_state (B, T, D), extract_features (B, T, C).
     """
 
     def __init__(self, config: Data2VecAudioConfig, weights: Any = None, **options: Any) -> None:
@@ -589,9 +632,9 @@ class _AudioModelWithHead(Data2VecAudioPreTrainedModel):
 
 
 class Data2VecAudioForCTC(_AudioModelWithHead):
-    """Scores of the vocabulary for every frame, one of which stands for no token (Graves et al. 2006).
+    """Scores of the vocabulary for every frame, one of no token (Graves et al. 2006): lm_head(data2vec_audio(x)).
 
-    HF Data2VecAudioForCTC.
+    HF Data2VecAudioForCTC.  x (B, N) samples -> logits (B, T, V).
     """
 
     def add_head(self, config: Data2VecAudioConfig) -> None:
@@ -599,6 +642,12 @@ class Data2VecAudioForCTC(_AudioModelWithHead):
             expected = f"0 ... {config.vocab_size - 1}: the blank of CTC"
             raise ConfigError("pad_token_id does not serve", got=config.pad_token_id, expected=expected)
         self.lm_head = Linear(config.output_size, config.vocab_size)
+
+    def quirks(self) -> dict[str, Quirk]:
+        v4 = self.config.ctc_target_rule == "v4"
+        what = "a label of the blank is a target" if v4 else "a label of the blank (pad_token_id) is no target"
+        source = "HF Data2VecAudioForCTC of transformers " + ("4; 5.23 leaves it out" if v4 else "5.23; 4 takes it")
+        return super().quirks() | {f"ctc_target_rule={self.config.ctc_target_rule}": Quirk(what, source)}
 
     def forward(
         self, input_values: Any, attention_mask: Any = None, labels: Any = None, **options: Any
@@ -647,7 +696,10 @@ class _AudioClassifier(_AudioModelWithHead):
 
 
 class Data2VecAudioForSequenceClassification(_AudioClassifier):
-    """A class for an utterance (HF Data2VecAudioForSequenceClassification)."""
+    """A class for an utterance: classifier(mean over its frames of projector(data2vec_audio(x))).
+
+    HF Data2VecAudioForSequenceClassification.  x (B, N) samples -> logits (B, labels).
+    """
 
     takes_adapter = False
 
@@ -673,7 +725,10 @@ class Data2VecAudioForSequenceClassification(_AudioClassifier):
 
 
 class Data2VecAudioForAudioFrameClassification(_AudioClassifier):
-    """Classes for every frame, who speaks when (HF Data2VecAudioForAudioFrameClassification)."""
+    """Classes for every frame, who speaks when: classifier(data2vec_audio(x)).
+
+    HF Data2VecAudioForAudioFrameClassification.  x (B, N) samples -> logits (B, T, labels).
+    """
 
     takes_adapter = False
 
@@ -691,13 +746,14 @@ class Data2VecAudioForAudioFrameClassification(_AudioClassifier):
 
 
 class AMSoftmaxLoss(Module):
-    """The loss of ForXVector (Wang et al. 2018).  logits (B, D), labels (B,) -> ()."""
+    """The loss of ForXVector, of cos(logits, weight) (Wang et al. 2018).  logits (B, D), labels (B,) -> ()."""
 
     def __init__(self, width: int, num_labels: int) -> None:
         self.weight: Any = Parameter((width, num_labels))
 
     def forward(self, logits: Array, labels: Any) -> np.ndarray:
-        cos_theta = self.ops.linear(_unit(logits, 1), _unit(self.weight, 0).T)  # (B, labels)
+        weight = self.ops.asarray(self.weight)  # which a backend may keep in a format that only operations take
+        cos_theta = self.ops.linear(_unit(logits, 1), _unit(weight, 0).T)  # (B, labels)
         return losses.am_softmax_loss(self.ops.to_numpy(cos_theta), labels)
 
 
@@ -707,7 +763,7 @@ def _unit(x: Array, axis: int) -> Array:
 
 
 class TDNNLayer(Module):
-    """relu of a dilated convolution (Peddinti et al. 2015).  (B, T, C) -> (B, T', C')."""
+    """relu(conv(x)), the convolution dilated (Peddinti et al. 2015).  (B, T, C) -> (B, T', C')."""
 
     def __init__(self, config: Data2VecAudioConfig, layer: int) -> None:
         inputs = config.tdnn_dim[max(layer - 1, 0)]
@@ -721,7 +777,10 @@ class TDNNLayer(Module):
 
 
 class Data2VecAudioForXVector(_AudioClassifier):
-    """An embedding of who speaks (x-vectors; Snyder et al. 2018; HF Data2VecAudioForXVector).
+    """An embedding of who speaks: feature_extractor(statistics of tdnn(projector(data2vec_audio(x)))).
+
+    An x-vector, which a classifier takes (Snyder et al. 2018; HF Data2VecAudioForXVector).  x (B, N) samples ->
+    embeddings and logits (B, xvector_output_dim).
 
     Mean and standard deviation need two frames of the last TDNN layer; of one they are NaN, as in Hugging Face's model.
     """
@@ -737,6 +796,28 @@ class Data2VecAudioForXVector(_AudioClassifier):
         self.feature_extractor = Linear(2 * config.tdnn_dim[-1], config.xvector_output_dim)
         self.classifier = Linear(config.xvector_output_dim, config.xvector_output_dim)
         self.objective = AMSoftmaxLoss(config.xvector_output_dim, config.num_labels)
+
+    def quirks(self) -> dict[str, Quirk]:
+        config, found = self.config, super().quirks()
+        what = f"are {config.xvector_output_dim} numbers that only the loss makes classes of"
+        found["logits"] = Quirk(what, "HF Data2VecAudioForXVector")
+        if self._dilated and config.padding == "hf":
+            what = "lengths after the TDNN take no account of it, so that frames of the padding may count"
+            found["tdnn_dilation"] = Quirk(what, "HF Data2VecAudioForXVector._get_tdnn_output_lengths")
+        if config.use_weighted_layer_sum and config.add_adapter:
+            what = "takes states that have not passed the adapter, whose output is not used"
+            found["use_weighted_layer_sum"] = Quirk(what, "HF Data2VecAudioForXVector")
+        return found
+
+    @property
+    def padding_leaks(self) -> bool:
+        if self.config.use_weighted_layer_sum and self.config.add_adapter:
+            return self._positions_leak  # its states have not passed the adapter, which shortens their lengths
+        return super().padding_leaks or self._dilated  # whose lengths are too long: see _tdnn_lengths
+
+    @property
+    def _dilated(self) -> bool:
+        return any(layer.dilation > 1 and layer.taps > 1 for layer in self.tdnn)
 
     @property
     def least_frames(self) -> int:

@@ -16,13 +16,24 @@ from d2v_ref.checkpoints.tensors import Tensor
 from d2v_ref.config import CONFIG_NAME, Config
 from d2v_ref.errors import CheckpointError, ConfigError, InputError
 from d2v_ref.nn import Module
-from d2v_ref.nn.module import recorder
+from d2v_ref.nn.module import is_array, recorder
 from d2v_ref.ops import Ops, get_ops
 from d2v_ref.outputs import ModelOutput
 
 WEIGHTS_NAME = "model.safetensors"
 
 Weights = Mapping[str, Any]  # name -> Tensor of a file, or array
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """What a reader would not expect of a configuration, and where it comes from: paper, class, issue."""
+
+    what: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.source})"
 
 
 @dataclass
@@ -35,14 +46,14 @@ class LoadReport:
     fresh: list[str] = field(default_factory=list)  # parameters that were missing and drawn anew
     absent: list[str] = field(default_factory=list)  # optional modules left out, since the checkpoint has none
     unused: dict[str, str] = field(default_factory=dict)  # name in the checkpoint -> why
-    quirks: dict[str, str] = field(default_factory=dict)  # see PreTrainedModel.quirks
+    quirks: dict[str, Quirk] = field(default_factory=dict)  # see PreTrainedModel.quirks
 
     def __str__(self) -> str:
         lines = [f"{self.origin}: {len(self.used)} weights used, {len(self.tied)} tied, {len(self.unused)} unused"]
         lines += [f"  unused {name}: {reason}" for name, reason in self.unused.items()]
         lines += [f"  fresh {name}: missing from the checkpoint, drawn anew" for name in self.fresh]
         lines += [f"  left out {name}: the checkpoint has no weights for it" for name in self.absent]
-        lines += [f"  quirk {name}: {what}" for name, what in self.quirks.items()]
+        lines += [f"  quirk {name}: {quirk}" for name, quirk in self.quirks.items()]
         return "\n".join(lines)
 
 
@@ -102,7 +113,7 @@ class PreTrainedModel(Module):
         for name, value in out.items():
             if isinstance(value, tuple):
                 setattr(out, name, tuple(self.ops.to_numpy(array) for array in value))
-            elif _is_array(value):
+            elif is_array(value):
                 setattr(out, name, self.ops.to_numpy(value))
         return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
 
@@ -114,7 +125,7 @@ class PreTrainedModel(Module):
     def show(self, out: ModelOutput) -> None:
         """Every array of the output is a tap; states and attentions are modules' outputs and were shown already."""
         for name, value in out.items():
-            if _is_array(value):
+            if is_array(value):
                 self.tap(name, value)
 
     def record(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:
@@ -137,8 +148,8 @@ class PreTrainedModel(Module):
         }
         return type(self)(self.config, self.state_dict(), backend=ops, **options)
 
-    def quirks(self) -> dict[str, str]:
-        """What this configuration makes the model do that a reader of it would not expect: setting -> what."""
+    def quirks(self) -> dict[str, Quirk]:
+        """What this configuration makes the model do that a reader of it would not expect, by setting or argument."""
         return {}
 
     def num_parameters(self) -> int:
@@ -149,7 +160,7 @@ class PreTrainedModel(Module):
     def _match(self, weights: Weights, report: LoadReport, init_missing: int | None) -> dict[str, Any]:
         """Find every parameter in the checkpoint, and account for the rest."""
         shapes = {name: value.shape for name, _, _, value in self.named_parameters()}
-        names = self._names_in(weights)  # name here -> name in the checkpoint
+        names = self.names_in(weights)  # name here -> name in the checkpoint
         found = {here: weights[there] for here, there in names.items() if here in shapes}
         report.used = {here: names[here] for here in found}
         self._tie(found, report)
@@ -172,7 +183,7 @@ class PreTrainedModel(Module):
         report.unused = {there: self._why(there) for here, there in names.items() if here not in shapes}
         return found
 
-    def _names_in(self, weights: Weights) -> dict[str, str]:
+    def names_in(self, weights: Weights) -> dict[str, str]:
         """Name here -> name in the checkpoint.
 
         Names of older versions are renamed. A bare model's weights fit into a model with a head, and the other way
@@ -316,10 +327,6 @@ class PreTrainedModel(Module):
 def saved_config(model_class: type, config: Config, dtype: str) -> dict[str, Any]:
     """The contents of ``config.json`` for a model of this class, saved in this dtype."""
     return {**config.to_dict(), "architectures": [model_class.__name__], "dtype": dtype}
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _has_module(name: str, module: str, prefix: str) -> bool:

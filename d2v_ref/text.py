@@ -22,6 +22,7 @@ from d2v_ref.config import Config
 from d2v_ref.errors import ConfigError, InputError
 from d2v_ref.generation import GenerationMixin
 from d2v_ref.nn import Activation, Embedding, LayerNorm, Linear, Module, Parameter, recording
+from d2v_ref.ops import ACTIVATIONS
 from d2v_ref.outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -31,7 +32,7 @@ from d2v_ref.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from d2v_ref.pretrained import PreTrainedModel
+from d2v_ref.pretrained import PreTrainedModel, Quirk
 
 Array = Any
 
@@ -172,7 +173,7 @@ class Data2VecTextEmbeddings(Module):
 
 
 class Data2VecTextSelfAttention(Module):
-    """Multi-head self-attention (Vaswani et al. 2017, sec. 3.2).  x (B, T, D) -> context (B, T, D)."""
+    """attention(query(x), key(x), value(x)), multi-head (Vaswani et al. 2017, sec. 3.2).  x (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecTextConfig, layer: int) -> None:
         width, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
@@ -194,13 +195,13 @@ class Data2VecTextSelfAttention(Module):
             bias = self.ops.relative_key_bias(q, k, self.heads, weight, with_key)  # (B, H, T, S)
             masks["bias"] = bias + masks["bias"] if "bias" in masks else bias
         context, p = self.ops.attention(q, k, v, self.heads, probs=run.probs or recording(), **masks)
-        run.attentions.append(p)
+        run.attentions.append(p if run.probs else None)
         self.tap("probs", p)
         return context
 
 
 class Data2VecTextCrossAttention(Module):
-    """Attention of the decoder's tokens to the encoder's hidden states.  x (B, T, D) -> context (B, T, D)."""
+    """attention(query(x), key(s), value(s)) to the encoder's hidden states s.  x (B, T, D) -> context (B, T, D)."""
 
     def __init__(self, config: Data2VecTextConfig, layer: int) -> None:
         width, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
@@ -219,7 +220,7 @@ class Data2VecTextCrossAttention(Module):
             k, v = past.cross_key, past.cross_value  # computed once: the states don't change while decoding
         masks = run.cross_masks | {"head_mask": run.head_mask(self.layer)}
         context, p = self.ops.attention(q, k, v, self.heads, probs=run.probs or recording(), **masks)
-        run.cross_attentions.append(p)
+        run.cross_attentions.append(p if run.probs else None)
         self.tap("probs", p)
         return context
 
@@ -239,7 +240,7 @@ class Data2VecTextOutput(Module):
 
 
 class Data2VecTextAttention(Module):
-    """Attention, output projection, residual and LayerNorm.  (B, T, D) -> (B, T, D)."""
+    """LayerNorm(x + W attention(x) + b), self-attention or cross attention.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecTextConfig, layer: int, cross: bool = False) -> None:
         self.self = (Data2VecTextCrossAttention if cross else Data2VecTextSelfAttention)(config, layer)
@@ -250,7 +251,7 @@ class Data2VecTextAttention(Module):
 
 
 class Data2VecTextIntermediate(Module):
-    """The first half of the feed-forward network.  (B, T, D) -> (B, T, intermediate_size)."""
+    """activation(W x + b), the first half of the feed-forward network.  (B, T, D) -> (B, T, intermediate_size)."""
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         self.dense = Linear(config.hidden_size, config.intermediate_size)
@@ -261,7 +262,10 @@ class Data2VecTextIntermediate(Module):
 
 
 class Data2VecTextLayer(Module):
-    """Post-norm transformer layer (Vaswani et al. 2017).  (B, T, D) -> (B, T, D)."""
+    """y = attention(x), in a decoder crossattention(y) if it has one, then output(intermediate(y)) + residual y.
+
+    Post-norm (Vaswani et al. 2017): each part ends in its own residual and LayerNorm.  (B, T, D) -> (B, T, D).
+    """
 
     def __init__(self, config: Data2VecTextConfig, layer: int) -> None:
         self.attention = Data2VecTextAttention(config, layer)
@@ -286,7 +290,7 @@ class Data2VecTextLayer(Module):
 
 
 class Data2VecTextEncoder(Module):
-    """The stack of layers.  (B, T, D) -> (B, T, D)."""
+    """layer_L(... layer_1(x)), the stack of layers.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         self.layer = [Data2VecTextLayer(config, i) for i in range(config.num_hidden_layers)]
@@ -321,9 +325,39 @@ class Data2VecTextPreTrainedModel(PreTrainedModel):
         r"(^|\.)embeddings\.token_type_ids$": "a table of zeros that older transformers versions saved",
     }
 
+    def quirks(self) -> dict[str, Quirk]:
+        config, relative = self.config, self.config.position_embedding_type
+        found = {}
+        if relative == "absolute":
+            what = f"positions count from pad_token_id + 1 = {config.pad + 1}: {config.max_length} tokens fit"
+            source = "fairseq's make_positions; HF create_position_ids_from_input_ids"
+            found["max_position_embeddings"] = Quirk(what, source)
+            if config.is_decoder:
+                what = "positions begin anew after a cache"
+                found["inputs_embeds"] = Quirk(what, "HF Data2VecTextEmbeddings.create_position_ids_from_inputs_embeds")
+        else:
+            what = "computed as in transformers 4; 5.x adds absolute positions in its place without a word"
+            found[f"position_embedding_type={relative}"] = Quirk(what, "HF 4.57 Data2VecTextSelfAttention")
+        if relative != "absolute" and config.is_decoder:
+            what = "a query has its own position, with a cache and without; HF gives all of a prompt the last"
+            found["is_decoder"] = Quirk(what, "HF 4.57 Data2VecTextSelfAttention")
+        what = "without one padding is attended to; a token that may see nothing attends evenly to all"
+        found["attention_mask"] = Quirk(what, "HF eager_attention_forward, create_bidirectional_mask")
+        if config.is_decoder:
+            what = "takes the place of the causal rule"
+            source = "HF 4.57 get_extended_attention_mask; 5.23 refuses three"
+            found["attention_mask of three or four axes"] = Quirk(what, source)
+        if config.chunk_size_feed_forward:
+            what = f"refuses a text whose length is no multiple of {config.chunk_size_feed_forward}; changes no number"
+            found["chunk_size_feed_forward"] = Quirk(what, "HF apply_chunking_to_forward")
+        return found
+
 
 class Data2VecTextModel(Data2VecTextPreTrainedModel):
-    """The bare model: embeddings, encoder or decoder layers, and a pooler (HF Data2VecTextModel)."""
+    """The bare model: pooler(encoder(embeddings(x))), an encoder or a decoder (HF Data2VecTextModel).
+
+    x (B, T) token ids -> last_hidden_state (B, T, D), pooler_output (B, D).
+    """
 
     optional_modules = {"pooler": "add_pooling_layer"}
 
@@ -552,11 +586,28 @@ class _LanguageModel(_TextModelWithHead):
     def add_head(self, config: Data2VecTextConfig) -> None:
         self.lm_head = Data2VecTextLMHead(config)
 
+    def quirks(self) -> dict[str, Quirk]:
+        found = super().quirks()
+        if ACTIVATIONS[self.config.hidden_act] != "gelu":
+            what = "is not the head's activation, which is the exact GELU"
+            found["hidden_act"] = Quirk(what, "HF Data2VecTextLMHead")
+        return found
+
 
 class Data2VecTextForCausalLM(_LanguageModel, GenerationMixin):
-    """Next-token prediction (HF Data2VecTextForCausalLM)."""
+    """Next-token prediction: lm_head(data2vec_text(x)) (HF Data2VecTextForCausalLM).
+
+    x (B, T) token ids -> logits (B, T, V).
+    """
 
     needs = {"is_decoder": True}
+
+    def quirks(self) -> dict[str, Quirk]:
+        found = super().quirks()
+        if self.config.position_embedding_type == "absolute":
+            what = "counts positions as the forward pass does; transformers 5.23 counts a prompt's from 0"
+            found["generate"] = Quirk(what, "HF GenerationMixin._prepare_position_ids_for_generation")
+        return found
 
     def forward(
         self,
@@ -607,7 +658,10 @@ class Data2VecTextForCausalLM(_LanguageModel, GenerationMixin):
 
 
 class Data2VecTextForMaskedLM(_LanguageModel):
-    """Prediction of masked tokens (HF Data2VecTextForMaskedLM)."""
+    """Prediction of masked tokens: lm_head(data2vec_text(x)) (HF Data2VecTextForMaskedLM).
+
+    x (B, T) token ids -> logits (B, T, V).
+    """
 
     def forward(
         self,
@@ -638,7 +692,10 @@ class Data2VecTextForMaskedLM(_LanguageModel):
 
 
 class Data2VecTextForSequenceClassification(_TextModelWithHead):
-    """A class or a number for a text (HF Data2VecTextForSequenceClassification)."""
+    """A class or a number for a text: classifier(data2vec_text(x)) (HF Data2VecTextForSequenceClassification).
+
+    x (B, T) token ids -> logits (B, labels).
+    """
 
     def add_head(self, config: Data2VecTextConfig) -> None:
         self.classifier = Data2VecTextClassificationHead(config)
@@ -663,9 +720,9 @@ class Data2VecTextForSequenceClassification(_TextModelWithHead):
 
 
 class Data2VecTextForMultipleChoice(_TextModelWithHead):
-    """Which of several texts fits (HF Data2VecTextForMultipleChoice).
+    """Which of several texts fits: classifier(pooled), pooled = data2vec_text(x) (HF Data2VecTextForMultipleChoice).
 
-    Inputs have an axis of choices: (B, choices, T).
+    Inputs have an axis of choices: x (B, choices, T) token ids -> logits (B, choices).
     """
 
     add_pooling_layer = True
@@ -714,7 +771,10 @@ class Data2VecTextForMultipleChoice(_TextModelWithHead):
 
 
 class Data2VecTextForTokenClassification(_TextModelWithHead):
-    """A class for every token (HF Data2VecTextForTokenClassification)."""
+    """A class for every token: classifier(data2vec_text(x)) (HF Data2VecTextForTokenClassification).
+
+    x (B, T) token ids -> logits (B, T, labels).
+    """
 
     def add_head(self, config: Data2VecTextConfig) -> None:
         self.classifier = Linear(config.hidden_size, config.num_labels)
@@ -737,7 +797,10 @@ class Data2VecTextForTokenClassification(_TextModelWithHead):
 
 
 class Data2VecTextForQuestionAnswering(_TextModelWithHead):
-    """Where in a text the answer begins and ends (HF Data2VecTextForQuestionAnswering)."""
+    """Where in a text the answer begins and ends: qa_outputs(data2vec_text(x)) (HF Data2VecTextForQuestionAnswering).
+
+    x (B, T) token ids -> start_logits and end_logits (B, T).
+    """
 
     def add_head(self, config: Data2VecTextConfig) -> None:
         if config.num_labels != 2:

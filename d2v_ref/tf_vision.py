@@ -25,11 +25,13 @@ import numpy as np
 
 from d2v_ref import losses
 from d2v_ref.errors import ConfigError, InputError
+from d2v_ref.pretrained import Quirk
 from d2v_ref.vision import (
     Data2VecVisionConfig,
     Data2VecVisionForImageClassification,
     Data2VecVisionForSemanticSegmentation,
     Data2VecVisionModel,
+    Data2VecVisionPreTrainedModel,
     Data2VecVisionPyramidPoolingModule,
     Data2VecVisionRelativePositionBias,
     Size,
@@ -39,9 +41,23 @@ from d2v_ref.vision import (
 
 Array = Any
 
+# Quirks of the PyTorch classes that come of pictures of another size.
+_OF_OTHER_SIZES = ("image_size", "interpolate_pos_encoding", "use_absolute_position_embeddings")
+
+
+def _quirks(model: Data2VecVisionPreTrainedModel, found: dict[str, Quirk]) -> dict[str, Quirk]:
+    """Without those of pictures of another size, which these classes do not take."""
+    config = model.config
+    mine = {name: quirk for name, quirk in found.items() if name not in _OF_OTHER_SIZES}
+    relative = config.use_relative_position_bias or config.use_shared_relative_position_bias
+    if relative and config.window[0] != config.window[1]:
+        what = "relative positions of a window that is not square are indexed otherwise than in the PyTorch class"
+        mine["image_size"] = Quirk(what, "HF TFData2VecVisionRelativePositionBias")
+    return mine
+
 
 class TFData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias):
-    """As it was trained, never resized.  -> (1, heads, T, T)."""
+    """bias[head, t, s] = table[index(t - s), head], never resized.  h x w patches -> (1, heads, T, T)."""
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         if config.window[0] < config.window[1]:
@@ -57,9 +73,15 @@ class TFData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias):
 
 
 class TFData2VecVisionModel(Data2VecVisionModel):
-    """The bare model, without a pooler unless one is asked for (HF TFData2VecVisionModel)."""
+    """The bare model, its pooler only if it is asked for: layernorm(encoder(embeddings(x))) (HF TFData2VecVisionModel).
+
+    x (B, C, H, W) pixels -> last_hidden_state (B, T, D).
+    """
 
     bias = TFData2VecVisionRelativePositionBias
+
+    def quirks(self) -> dict[str, Quirk]:
+        return _quirks(self, super().quirks())
 
     def _pixels(self, pixel_values: Any) -> tuple[Array, Size]:
         pixels, window = super()._pixels(pixel_values)
@@ -72,9 +94,16 @@ class TFData2VecVisionModel(Data2VecVisionModel):
 
 
 class TFData2VecVisionForImageClassification(Data2VecVisionForImageClassification):
-    """A class for a picture (HF TFData2VecVisionForImageClassification)."""
+    """A class for a picture: classifier(pooled), pooled = data2vec_vision(x).
+
+    HF TFData2VecVisionForImageClassification.  x (B, C, H, W) pixels -> logits (B, labels).
+    """
 
     model = TFData2VecVisionModel
+
+    def quirks(self) -> dict[str, Quirk]:
+        loss = Quirk("is one number a picture, not their mean", "HF TFSequenceClassificationLoss")
+        return _quirks(self, super().quirks()) | {"loss": loss}
 
     def loss(self, logits: np.ndarray, labels: Any) -> np.ndarray:
         """(B,): the squared error for one class, else the cross entropy (TFSequenceClassificationLoss)."""
@@ -82,7 +111,10 @@ class TFData2VecVisionForImageClassification(Data2VecVisionForImageClassificatio
 
 
 class TFData2VecVisionPyramidPoolingModule(Data2VecVisionPyramidPoolingModule):
-    """Averages of averages: each scale pools the map of the one before.  (B, h, w, D) -> a map for each scale."""
+    """x_i = conv(pooling(x_{i-1})), each scale pools the map of the one before; what comes out is resize(x_i).
+
+    (B, h, w, D) -> a map (B, h, w, D) for each scale.
+    """
 
     def forward(self, x: Array) -> list[Array]:
         size, maps = x.shape[1:3], []
@@ -93,10 +125,22 @@ class TFData2VecVisionPyramidPoolingModule(Data2VecVisionPyramidPoolingModule):
 
 
 class TFData2VecVisionForSemanticSegmentation(Data2VecVisionForSemanticSegmentation):
-    """A class for each of a patch's 4 x 4 parts (HF TFData2VecVisionForSemanticSegmentation)."""
+    """A class for each of a patch's 4 x 4 parts: decode_head(fpn1(y_1), ... fpn4(y_4)), y_i four states of the encoder.
+
+    HF TFData2VecVisionForSemanticSegmentation.  x (B, C, H, W) pixels -> logits (B, labels, 4 h, 4 w).
+    """
 
     model = TFData2VecVisionModel
     pyramid = TFData2VecVisionPyramidPoolingModule
+
+    def quirks(self) -> dict[str, Quirk]:
+        found = _quirks(self, super().quirks())
+        if len(self.config.pool_scales) > 1:
+            what = "each pool takes the map of the one before: another function than the PyTorch class computes"
+            found["pool_scales"] = Quirk(what, "HF TFData2VecVisionPyramidPoolingModule")
+        what = "gives logits with their channels last"
+        found["return_dict=False"] = Quirk(what, "HF TFData2VecVisionForSemanticSegmentation")
+        return found
 
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
         """As every model; of a tuple the logits are (B, 4 h, 4 w, labels)."""

@@ -36,7 +36,7 @@ from d2v_ref.nn import (
     recording,
 )
 from d2v_ref.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, SemanticSegmenterOutput
-from d2v_ref.pretrained import PreTrainedModel
+from d2v_ref.pretrained import PreTrainedModel, Quirk
 
 Array = Any
 Size = tuple[int, int]  # height, width
@@ -141,7 +141,12 @@ class ForwardPass:
 
 
 class Data2VecVisionPatchEmbeddings(Module):
-    """A convolution that takes each patch once (Dosovitskiy et al. 2021).  (B, H, W, C) -> (B, h w, D)."""
+    """projection(pixels), a convolution that takes each patch once (Dosovitskiy et al. 2021).
+
+    (B, H, W, C) -> (B, h w, D).
+    """
+
+    takes_channels_first = True
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         self.projection = Conv2d(config.num_channels, config.hidden_size, config.patch, stride=config.patch)
@@ -152,7 +157,12 @@ class Data2VecVisionPatchEmbeddings(Module):
 
 
 class Data2VecVisionEmbeddings(Module):
-    """Class token and patches, some of them masked, plus positions if they are absolute.  (B, H, W, C) -> (B, T, D)."""
+    """[class token, patches] + positions, some patches masked, the positions only if they are absolute.
+
+    (B, H, W, C) -> (B, T, D).
+    """
+
+    takes_channels_first = True
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         width = config.hidden_size
@@ -193,7 +203,9 @@ class Data2VecVisionEmbeddings(Module):
 
 
 class Data2VecVisionRelativePositionBias(Module):
-    """A learned number for each head and each distance between two patches (BEiT; Raffel et al. 2020 for text).
+    """bias[head, t, s] = table[index(t - s), head], learned for each distance of two patches (BEiT, Bao et al. 2022).
+
+    A number is taken for every two of a picture's tokens: h x w patches -> (1, heads, T, T).
 
     The table has a row for each of (2 h - 1)(2 w - 1) distances, and three for the class token: to a patch, from a
     patch, to itself.  For a picture of other patches its grid is resized (bilinear).  Hugging Face reads the grid with
@@ -257,7 +269,7 @@ BiasClass = type[Data2VecVisionRelativePositionBias]
 
 
 class Data2VecVisionSelfAttention(Module):
-    """Multi-head self-attention with relative positions; keys have no bias.  (B, T, D) -> (B, T, D)."""
+    """attention(query(x), key(x), value(x)), with relative positions; keys have no bias.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecVisionConfig, bias: BiasClass) -> None:
         width, self.heads = config.hidden_size, config.num_attention_heads
@@ -273,13 +285,13 @@ class Data2VecVisionSelfAttention(Module):
             own = self.relative_position_bias(run.window, run.interpolate)  # (1, heads, T, T)
             bias = own if bias is None else own + bias
         context, p = self.ops.attention(q, k, v, self.heads, bias=bias, probs=run.probs or recording())
-        run.attentions.append(p)
+        run.attentions.append(p if run.probs else None)
         self.tap("probs", p)
         return context
 
 
 class Data2VecVisionSelfOutput(Residual):
-    """The output projection of an attention.  (B, T, D) -> (B, T, D)."""
+    """W x + b, the output projection of an attention.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         self.dense = Linear(config.hidden_size, config.hidden_size)
@@ -289,7 +301,7 @@ class Data2VecVisionSelfOutput(Residual):
 
 
 class Data2VecVisionAttention(Residual):
-    """Attention and output projection.  (B, T, D) -> (B, T, D)."""
+    """W attention(x) + b.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecVisionConfig, bias: BiasClass) -> None:
         self.attention = Data2VecVisionSelfAttention(config, bias)
@@ -300,7 +312,7 @@ class Data2VecVisionAttention(Residual):
 
 
 class Data2VecVisionIntermediate(Module):
-    """The first half of the feed-forward network.  (B, T, D) -> (B, T, intermediate_size)."""
+    """activation(W x + b), the first half of the feed-forward network.  (B, T, D) -> (B, T, intermediate_size)."""
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         self.dense = Linear(config.hidden_size, config.intermediate_size)
@@ -311,7 +323,7 @@ class Data2VecVisionIntermediate(Module):
 
 
 class Data2VecVisionOutput(Residual):
-    """The second half of the feed-forward network.  (B, T, intermediate_size) -> (B, T, D)."""
+    """W x + b, the second half of the feed-forward network.  (B, T, intermediate_size) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         self.dense = Linear(config.intermediate_size, config.hidden_size)
@@ -321,8 +333,9 @@ class Data2VecVisionOutput(Residual):
 
 
 class Data2VecVisionLayer(Module):
-    """Pre-norm transformer layer whose branches have learned scales (LayerScale; Touvron et al. 2021).
+    """y = x + lambda_1 attention(LayerNorm(x)), then y + lambda_2 output(intermediate(LayerNorm(y))).
 
+    Pre-norm; the branches' scales are learned, or 1 if there are none (LayerScale; Touvron et al. 2021).
     (B, T, D) -> (B, T, D).
     """
 
@@ -342,7 +355,7 @@ class Data2VecVisionLayer(Module):
 
 
 class Data2VecVisionEncoder(Module):
-    """The stack of layers.  (B, T, D) -> (B, T, D)."""
+    """layer_L(... layer_1(x)), the stack of layers.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: Data2VecVisionConfig, bias: BiasClass) -> None:
         self.relative_position_bias = bias(config) if config.use_shared_relative_position_bias else None
@@ -359,7 +372,7 @@ class Data2VecVisionEncoder(Module):
 
 
 class Data2VecVisionPooler(Module):
-    """LayerNorm of the patches' mean, or the class token.  (B, T, D) -> (B, D)."""
+    """LayerNorm(mean of the patches), or x_0, the class token.  (B, T, D) -> (B, D)."""
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         self.layernorm: LayerNorm | None = None
@@ -389,16 +402,38 @@ class Data2VecVisionPreTrainedModel(PreTrainedModel):
         r"^((?:decode_head|auxiliary_head)\..*)\.bn\.": r"\1.normalization.",
     }
 
-    def quirks(self) -> dict[str, str]:
+    def quirks(self) -> dict[str, Quirk]:
         config, found = self.config, {}
+        (height, width), (down, across) = size_pair(config.image_size), config.patch
+        oblong = config.window[0] != config.window[1]
         relative = config.use_relative_position_bias or config.use_shared_relative_position_bias
-        if relative and config.window[0] != config.window[1]:
-            found["image_size"] = "the table of relative positions is read with width and height exchanged, as in HF"
+        absolute = config.use_absolute_position_embeddings
+        if relative and oblong:
+            what = "the table of relative positions is read with width and height exchanged"
+            found["image_size"] = Quirk(what, "HF Data2VecVisionRelativePositionBias")
+        if absolute and oblong and height != width:
+            what = "the table of positions is taken for a square one and resized, for pictures of image_size too"
+            found["use_absolute_position_embeddings"] = Quirk(what, "HF Data2VecVisionEmbeddings")
+        if relative or absolute:
+            what = "has no effect: tables of positions are resized to the picture in any case"
+            found["interpolate_pos_encoding"] = Quirk(what, "HF Data2VecVisionModel")
+        if height % down or width % across:
+            what = "no multiple of patch_size: what fills no patch at the right and at the bottom is left out"
+            found["image_size and patch_size"] = Quirk(what, "HF Data2VecVisionPatchEmbeddings")
+        if config.use_mean_pooling:
+            what = "the last hidden state is not normalised; the pooler normalises the mean of the patches"
+            found["use_mean_pooling"] = Quirk(what, "HF Data2VecVisionModel, Data2VecVisionPooler")
+        if config.layer_scale_init_value > 0:
+            what = "only its sign counts: the scales themselves are weights, lambda_1 and lambda_2"
+            found["layer_scale_init_value"] = Quirk(what, "Touvron et al. 2021; HF Data2VecVisionLayer")
         return found
 
 
 class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
-    """The bare model (HF Data2VecVisionModel)."""
+    """The bare model: pooler(y), y = layernorm(encoder(embeddings(x))) (HF Data2VecVisionModel).
+
+    x (B, C, H, W) pixels -> last_hidden_state (B, T, D), pooler_output (B, D).
+    """
 
     optional_modules = {"pooler": "add_pooling_layer"}
     bias: BiasClass = Data2VecVisionRelativePositionBias
@@ -477,7 +512,10 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
 
 
 class Data2VecVisionForImageClassification(Data2VecVisionPreTrainedModel):
-    """A class for a picture (HF Data2VecVisionForImageClassification)."""
+    """A class for a picture: classifier(pooled), pooled = data2vec_vision(x).
+
+    HF Data2VecVisionForImageClassification.  x (B, C, H, W) pixels -> logits (B, labels).
+    """
 
     model: type[Data2VecVisionModel] = Data2VecVisionModel
 
@@ -518,7 +556,7 @@ class Data2VecVisionConvLayer(Module):
 
 
 class Data2VecVisionPyramidPoolingBlock(Module):
-    """The map averaged to scale x scale cells, convolved and resized again.  (B, h, w, D) -> (B, h, w, D)."""
+    """resize(conv(pooling(x))): the map averaged to scale x scale cells.  (B, h, w, D) -> (B, h, w, D)."""
 
     channels_first = True
 
@@ -531,7 +569,12 @@ class Data2VecVisionPyramidPoolingBlock(Module):
 
 
 class Data2VecVisionPyramidPoolingModule(Module):
-    """Averages of the whole map at several scales (PSPNet; Zhao et al. 2017).  (B, h, w, D) -> a map for each scale."""
+    """block_1(x), block_2(x), ...: averages of the whole map at several scales (PSPNet; Zhao et al. 2017).
+
+    (B, h, w, D) -> a map (B, h, w, D) for each scale.
+    """
+
+    takes_channels_first = True
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         self.blocks = [Data2VecVisionPyramidPoolingBlock(scale, config.hidden_size) for scale in config.pool_scales]
@@ -544,7 +587,12 @@ class Data2VecVisionPyramidPoolingModule(Module):
 
 
 class Data2VecVisionUperHead(Module):
-    """Unified perceptual parsing (UPerNet; Xiao et al. 2018): maps of four sizes -> labels at the size of the first."""
+    """classifier(fpn_bottleneck(maps)): unified perceptual parsing of four maps (UPerNet; Xiao et al. 2018).
+
+    The coarsest map becomes psp_bottleneck([x, psp_modules(x)]); from it to the finest, each is lateral_convs_i(x) +
+    resize(the coarser one); the maps are fpn_convs_i of these, resized to the finest.  Four (B, h', w', D) ->
+    (B, 4 h, 4 w, labels).
+    """
 
     channels_first = True
 
@@ -572,7 +620,10 @@ class Data2VecVisionUperHead(Module):
 
 
 class Data2VecVisionFCNHead(Module):
-    """Convolutions over one map, a second opinion in training (FCN; Long et al. 2015).  (B, h, w, D) -> labels."""
+    """classifier(convs(x)) of one map, a second opinion in training (FCN; Long et al. 2015).
+
+    (B, h, w, D) -> (B, h, w, labels).
+    """
 
     channels_first = True
 
@@ -595,7 +646,10 @@ class Data2VecVisionFCNHead(Module):
 
 
 class Data2VecVisionForSemanticSegmentation(Data2VecVisionPreTrainedModel):
-    """A class for each of a patch's 4 x 4 parts (HF Data2VecVisionForSemanticSegmentation)."""
+    """A class for each of a patch's 4 x 4 parts: decode_head(fpn1(y_1), ... fpn4(y_4)), y_i four states of the encoder.
+
+    HF Data2VecVisionForSemanticSegmentation.  x (B, C, H, W) pixels -> logits (B, labels, 4 h, 4 w).
+    """
 
     model: type[Data2VecVisionModel] = Data2VecVisionModel
     pyramid = Data2VecVisionPyramidPoolingModule
@@ -626,6 +680,16 @@ class Data2VecVisionForSemanticSegmentation(Data2VecVisionPreTrainedModel):
         self.decode_head = Data2VecVisionUperHead(config, self.pyramid)
         self.auxiliary_head = Data2VecVisionFCNHead(config) if config.use_auxiliary_head else None
         super().__init__(config, weights, **options)
+
+    def quirks(self) -> dict[str, Quirk]:
+        found = super().quirks()
+        layers = ", ".join(str(i - 1) for i in sorted(self.config.out_indices))
+        what = f"counts the embeddings as 1: the features are the states after {layers} layers"
+        found["out_indices"] = Quirk(what, "HF Data2VecVisionForSemanticSegmentation")
+        if self.auxiliary_head is not None:
+            what = "computed in every pass, and only the loss makes use of it"
+            found["use_auxiliary_head"] = Quirk(what, "HF Data2VecVisionForSemanticSegmentation")
+        return found
 
     def forward(
         self, pixel_values: Any, labels: Any = None, output_hidden_states: bool | None = None, **options: Any

@@ -19,7 +19,7 @@ import d2v_ref.audio
 import d2v_ref.ops.definitions
 import d2v_ref.vision
 from d2v_ref.golden import tolerances
-from d2v_ref.golden.bounds import UNIT_ROUNDOFF, RoundingProbe
+from d2v_ref.golden.bounds import FORMATS, Exact, Format, RoundingProbe
 from d2v_ref.ops import ACTIVATIONS, Ops
 
 MODEL = "Data2VecTextModel"
@@ -31,7 +31,11 @@ def record(model: Any, ops: Ops, **inputs: Any) -> dict[str, np.ndarray]:
 
 
 def bounds(model: Any, exact: dict[str, np.ndarray], dtype: str = "float32", **inputs: Any) -> dict[str, float]:
-    return tolerances(lambda ops: record(model, ops, **inputs), exact, dtype)
+    def run(ops: Ops, tell: Any) -> None:
+        for name, value in record(model, ops, **inputs).items():
+            tell(name, value)
+
+    return tolerances(run, exact, FORMATS[dtype])
 
 
 def first_outside(got: dict[str, np.ndarray], exact: dict[str, np.ndarray], allowed: dict[str, float]) -> str | None:
@@ -549,7 +553,11 @@ def test_tolerances_are_of_the_order_of_the_rounding_and_no_more() -> None:
     for name, value in exact.items():
         scale = np.abs(value).max()
         for allowed, dtype in zip(by_dtype[:2], ("float64", "float32"), strict=True):
-            assert 4 * UNIT_ROUNDOFF[dtype] * scale <= allowed[name] < 1000 * UNIT_ROUNDOFF[dtype] * max(scale, 1)
+            assert (
+                4 * FORMATS[dtype].unit_roundoff * scale
+                <= allowed[name]
+                < 1000 * FORMATS[dtype].unit_roundoff * max(scale, 1)
+            )
         ordered = [allowed[name] for allowed in by_dtype]
         assert ordered == sorted(ordered)
         assert len(set(ordered)) == 4
@@ -561,20 +569,40 @@ def test_tolerances_are_the_same_every_time() -> None:
     assert bounds(model, exact, input_ids=ids) == bounds(model, exact, input_ids=ids)
 
 
-def test_a_probe_without_rounding_is_the_definition() -> None:
+@pytest.mark.parametrize(("stored", "off"), [(False, 1e-13), (True, 1e-4)])  # then float32 still rounds
+def test_a_probe_without_rounding_is_the_definition(stored: bool, off: float) -> None:
     model, ids = trained(build("Data2VecTextForCausalLM", position_embedding_type="relative_key_query")), [[5, 6, 7]]
-    exact, probed = record(model, EXACT, input_ids=ids), record(model, RoundingProbe(0.0, 1), input_ids=ids)
+    exact = record(model, EXACT, input_ids=ids)
+    probed = record(model, RoundingProbe(Format(0.0, 0.0, stored, 1), 1), input_ids=ids)
     assert list(probed) == list(exact)
     for name, value in exact.items():
-        np.testing.assert_allclose(probed[name], value, atol=1e-13)
+        np.testing.assert_allclose(probed[name], value, atol=off)
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *audio_models.CLASSES, *vision_models.CLASSES])
+def test_weights_as_they_are_stored_give_what_weights_in_float64_give(name: str) -> None:
+    """In no layer are two weights combined in the smaller format."""
+    inputs: dict[str, Any]
+    if name in CLASSES:
+        model, inputs = build(name, dtype="float32"), {"input_ids": token_ids(name)}
+    elif name in audio_models.CLASSES:
+        options: dict[str, Any] = {"use_weighted_layer_sum": True} if name in audio_models.WEIGHTED else {}
+        model = audio_models.build(name, dtype="float32", **options)
+        inputs = audio_models.inputs_of(model)
+    else:
+        model = vision_models.build(name, dtype="float32", use_absolute_position_embeddings=True)
+        inputs = vision_models.inputs_of(model)
+    want, got = record(model, EXACT, **inputs), record(model, Exact(), **inputs)
+    for key, value in want.items():
+        assert got[key].dtype == value.dtype, key
+        np.testing.assert_allclose(got[key], value, rtol=1e-11, atol=1e-12, err_msg=key)
 
 
 def test_every_operation_that_rounds_is_probed() -> None:
     """Those that move or choose numbers do not round, and the fused ones are made of the others."""
-    exact = {"asarray", "to_numpy", "prepare", "concatenate", "split_heads", "embedding", "identity"}
-    exact |= {"max_pool2d"}
+    exact = {"to_numpy", "prepare", "concatenate", "split_heads", "identity", "max_pool2d"}
     fused = {"project", "conv_norm_act", "conv2d_norm_act"}
-    parts = {"softmax", "log_softmax", "softplus"}  # inside attention and activations, or not in a model
+    parts = {"log_softmax", "softplus"}  # inside attention and activations, or not in a model
     elementwise = set(ACTIVATIONS.values())
     every = {name for name, value in vars(Ops).items() if callable(value) and not name.startswith("_")} - {"overrides"}
     assert set(RoundingProbe.overrides()) == every - exact - fused - parts - elementwise

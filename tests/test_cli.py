@@ -40,6 +40,8 @@ COMMANDS: tuple[list[str], ...] = (
     ["golden"],
     ["golden", "record"],
     ["golden", "check"],
+    ["audit"],
+    ["diff"],
     ["synth"],
     ["backends"],
     ["demo"],

@@ -401,7 +401,7 @@ def test_a_bundle_of_a_picture(task: str, models: dict[str, Path]) -> None:
     for inputs in (["a.png"], ["a.png", "b.jpg"]):
         result = d2v("golden", "record", models[task], *inputs, "-o", f"bundle{len(inputs)}")
         assert result.code == 0
-        assert f"outputs of {VISION[task]}" in result.out
+        assert f"arrays of {VISION[task]}" in result.out
         arrays = golden.read_bundle(f"bundle{len(inputs)}").inputs
         assert arrays.keys() == {"pixel_values"}
         want = processor([read_image(name) for name in inputs]).pixel_values

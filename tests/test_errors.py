@@ -58,6 +58,7 @@ def test_exit_codes() -> None:
         "D2VError": 2,
         "CheckpointError": 2,
         "UnavailableError": 3,
+        "MissingPackageError": 3,
         "ConfigError": 2,
         "InputError": 2,
         "BackendError": 3,

@@ -76,9 +76,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def held(want: np.ndarray, got: np.ndarray, tolerance: float, form: str = FINGERPRINT) -> golden.Row:
     """The row of one array in a bundle of one."""
-    entry = {**describe("x", want), "module": "Linear", "tolerance": tolerance, "moments": moments(want)}
-    made = golden.Bundle(Path(), {"form": form, "taps": [json.loads(json.dumps(entry))]}, {}, {"x": kept(want, form)})
-    return golden.compare(made, {"x": got}).rows[0]
+    entry = {**describe("x", want), "module": "Linear", "kind": "output", "moments": moments(want)}
+    entry["tolerances"] = {"float32": tolerance}
+    manifest = {"form": form, "dtype": "float32", "taps": [json.loads(json.dumps(entry))]}
+    return golden.compare(golden.Bundle(Path(), manifest, {}, {"x": kept(want, form)}), {"x": got}).rows[0]
 
 
 # ---- samples and moments --------------------------------------------------------------------------------------------
@@ -276,22 +277,27 @@ def test_the_manifest_has_a_line_for_every_entry(recorded: dict[str, Path]) -> N
 def test_on_the_command_line(checkpoint: Path) -> None:
     result = d2v("golden", "record", checkpoint, "A text.", "-o", "b", "--fingerprint", "--dtype", "float64")
     size = sum(path.stat().st_size for path in Path("b").iterdir())
-    assert (result.code, result.out) == (0, f"b: 44 outputs of {MASKED}, {size / 1e3:.0f} kB\n")
+    assert (result.code, result.out) == (0, f"b: 52 arrays of {MASKED}, {size / 1e3:.0f} kB\n")
     assert size < 60_000
-    assert d2v("golden", "check", "b").out == "45 of 45 outputs passed\n"
+    assert d2v("golden", "check", "b").out == "53 of 53 arrays passed\n"
     found = json.loads(d2v("golden", "check", "b", "--json").out)
     assert (found["passed"], found["first"]) == (True, None)
 
 
 def test_a_moment_that_differs_on_the_command_line(bundle: Path) -> None:
     """As if an element between the samples had been another."""
-    edit(bundle, lambda manifest: manifest["taps"][4]["moments"].update(max=9.0))
+    edit(bundle, lambda manifest: entry(manifest, "data2vec_text.embeddings")["moments"].update(max=9.0))
     result = d2v("golden", "check", bundle)
     assert (result.code, result.err) == (1, "")
     row, *rest = result.out.splitlines()
-    assert re.fullmatch(r"failed   data2vec_text.embeddings  error \S+, allowed \S+  max: 2.64\d*, recorded 9.0", row)
-    first = "the first that differs: data2vec_text.embeddings (Data2VecTextEmbeddings)"
-    assert rest == ["44 of 45 outputs passed", first]
+    assert re.fullmatch(r"failed    data2vec_text.embeddings  error \S+, allowed \S+  max: 2.64\d*, recorded 9.0", row)
+    assert rest[0] == "52 of 53 arrays passed"
+    assert rest[1] == "the first that differs: data2vec_text.embeddings (Data2VecTextEmbeddings)"
+    assert rest[-1] == "so look at: data2vec_text.embeddings"
+
+
+def entry(manifest: dict[str, Any], name: str) -> Any:
+    return next(tap for tap in manifest["taps"] if tap["name"] == name)
 
 
 def _samples(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
@@ -327,7 +333,7 @@ def _moments(**changes: Any) -> Callable[[Path], None]:
         (_tap(dtype="float64"), "another dtype"),
         (_tap(moments=[]), "taps.moments is damaged"),
         (_tap(moments={}), "taps.moments.mean is damaged"),
-        (_tap(tolerance=10**400), "taps.tolerance is damaged"),
+        (_tap(tolerances={"float32": 10**400}), "taps.tolerances is damaged"),
         (_moments(mean="0"), "taps.moments.mean is damaged"),
         (_moments(rms=None), "taps.moments is damaged"),
         (_moments(max=10**400), "taps.moments is damaged"),

@@ -266,7 +266,7 @@ def test_the_demo_in_a_fresh_process() -> None:
             at = next(i for i, line in enumerate(lines) if line.startswith(f"{name}, {task} "))
             assert re.search(r"(\d+) of \1 answers are as recorded$", lines[at + 3])
     for backend in BACKENDS:
-        assert re.search(rf"^  {backend}: (\d+) of \1 outputs passed$", out, re.MULTILINE)
+        assert re.search(rf"^  {backend}: (\d+) of \1 arrays passed$", out, re.MULTILINE)
     assert re.fullmatch(r"every answer and output is the recorded one; \d+ s", lines[-1])
     assert not re.search(r"\d s\b|/\w+/", "\n".join(lines[:-1])), "a time or a path of this machine"
     assert disk(Path()) == {}

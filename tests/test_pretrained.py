@@ -187,7 +187,7 @@ def test_exact_padding_is_asked_for_where_a_model_is_loaded(name: str, tmp_path:
     frames = slice(None) if alone.ndim == 1 else slice(len(alone))
     np.testing.assert_allclose(b[frames], alone, atol=1e-12)
     assert np.abs(a[frames] - alone).max() > 1e-3
-    assert list(hf.load_report.quirks) == ["padding=hf"]
+    assert "padding=hf" in hf.load_report.quirks
     assert "quirk padding=hf: an utterance's output depends on the padding of its batch" in str(hf.load_report)
     assert "quirk padding=exact: an utterance's output is the one that it has alone" in str(exact.load_report)
     exact.save_pretrained(tmp_path / "exact")

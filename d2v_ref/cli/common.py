@@ -24,7 +24,7 @@ STANDARD_INPUT = "standard input"
 
 # One word with such an ending is meant as a file: if there is none, a typing error would otherwise be run as a text.
 _FILE_NAME = re.compile(
-    r"\S+\.(txt|text|md|csv|tsv|json|jsonl|npz|safetensors|wav|flac|ogg|mp3|png|jpg|jpeg)", re.IGNORECASE
+    r"\S+\.(txt|text|md|csv|tsv|json|jsonl|npy|npz|safetensors|wav|flac|ogg|mp3|png|jpg|jpeg)", re.IGNORECASE
 )
 
 
@@ -86,26 +86,28 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
-def load_options(dtype: str | None = "float32") -> Callable[[Command], Command]:
+DTYPES = ("float32", "float64")
+
+
+def load_options(dtype: str | None = "float32", dtypes: Sequence[str] = DTYPES) -> Callable[[Command], Command]:
     """Where a model comes from and who computes: the options of every command that loads one."""
     option = partial(click.option, cls=Option, section="Loading")
     return options(
-        computing_options(dtype),
+        computing_options(dtype, dtypes),
         option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id."),
         option("--cache-dir", metavar="FOLDER", type=click.Path(path_type=Path), help="huggingface_hub's cache."),
         option("--local-files-only", is_flag=True, help="Download nothing."),
     )
 
 
-def computing_options(dtype: str | None = "float32") -> Callable[[Command], Command]:
+def computing_options(dtype: str | None = "float32", dtypes: Sequence[str] = DTYPES) -> Callable[[Command], Command]:
     """Who computes."""
     option = partial(click.option, cls=Option, section="Loading")
-    dtypes = click.Choice(["float32", "float64"])
     return options(
         option("--backend", metavar="NAME", default="numpy", show_default=True, help="See `d2v-ref backends`."),
         option(
             "--dtype",
-            type=dtypes,
+            type=click.Choice(dtypes),
             default=dtype,
             show_default=dtype is not None or "the recorded one",
             help="To compute in.",

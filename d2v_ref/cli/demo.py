@@ -115,7 +115,7 @@ def _show_golden(backend: str, dtype: str, bundle: Path | None) -> Iterator[str]
         sample = models.samples(RECORDED)[0]
         count = _record(folder, sample, place, backend, dtype)
         kept = "" if bundle is None else f", kept in {visible(str(bundle))}"
-        click.echo(f"golden of {RECORDED}, {visible(sample.input)}: {count} outputs of modules{kept}")
+        click.echo(f"golden of {RECORDED}, {visible(sample.input)}: {count} arrays of modules{kept}")
         for name in [info.name for info in backends() if info.available]:
             try:
                 report = check(place, model=folder, backend=name)
@@ -123,7 +123,7 @@ def _show_golden(backend: str, dtype: str, bundle: Path | None) -> Iterator[str]
                 click.echo(f"  {name}: {visible(str(error))}")
                 continue
             passed = sum(row.status == PASSED for row in report.rows)
-            click.echo(f"  {name}: {passed} of {len(report.rows)} outputs passed")
+            click.echo(f"  {name}: {passed} of {len(report.rows)} arrays passed")
             if report.first is not None:
                 yield f"the golden of {RECORDED} differs with backend {name}, first in {report.first.name}"
 
@@ -136,6 +136,6 @@ def _record(folder: Path, sample: Any, place: Path, backend: str, dtype: str) ->
     extractor = d2v_ref.Wav2Vec2FeatureExtractor.from_pretrained(folder)
     arrays = extractor(d2v_ref.read_audio(sample.given, extractor.sampling_rate), padding=True).arrays()
     model = d2v_ref.load(folder, backend=backend, dtype=dtype)
-    with progress("golden", golden.RUNS) as advance:
+    with progress("golden", golden.runs(dtype)) as advance:
         made = golden.record(model, arrays, place, name=RECORDED, folder=folder, progress=advance)
     return len(made.manifest["taps"])

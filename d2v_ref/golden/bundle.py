@@ -4,37 +4,8 @@
     inputs.safetensors    the arguments of the forward pass that are arrays, by Hugging Face's names
     taps.safetensors      every module's output and every tap, by name: all of it, or samples
 
-``manifest.json`` is an object with the members
-
-    format, format_version   "d2v-golden", 1
-    form                     "full" or "fingerprint": what taps.safetensors holds
-    model                    name as given, class, config (as config.json), weights: [{name, bytes, sha256}], the files
-    dtype, backend           of the run that is recorded, and which operations the backend computed itself
-    environment              versions and processor of the machine that recorded
-    arguments                the arguments of the forward pass that are not arrays
-    files                    [{name, bytes, sha256}] of the two files beside it
-    inputs                   [{name, shape, dtype, sha256}]
-    taps                     the same, with module (the class), tolerance: the largest absolute error that another
-                             implementation in this dtype may have (``golden/bounds.py``), and moments; in the order of
-                             computation
-
-An array's ``sha256`` is of its bytes, little-endian and row-major; a tap's is of the whole array in both forms.
-
-A full bundle holds every tap in its shape: all elements are samples.  A fingerprint holds 32 of n elements in one
-dimension, those at the flat, row-major positions 0 ... 7 and 8 + floor(k (n - 9) / 23), k = 0 ... 23, or all if n < 32.
-
-``moments`` stand for the elements between the samples: mean, rms (the root of the mean square), min and max of the
-finite elements, in float64, null if there are none; and nan, inf and -inf, how many elements are, where any is.  An
-array passes if
-
-    every sample is within the tolerance t, and what is not finite is the same
-    nan, inf and -inf are equal
-    |min - min'| <= t  and  |max - max'| <= t
-    |mean - mean'| <= t + r  and  |rms - rms'| <= t + r,    r = 2^-47 (rms + rms') + 2^-1022
-
-which follows from every element being within t (the triangle inequality), so that none of it is a false alarm.  r
-allows for the rounding of the moments themselves, if a sum is off by at most 64 units of rounding of the sum of
-absolute values, 2^-53 each: as sums in pairs are (NumPy's), or sums in a longer format.
+``golden/FORMAT.md`` is the format, for a reader in any language: the manifest's members, the names of arrays, which
+samples a fingerprint holds, and what an array has to be to pass.
 """
 
 from __future__ import annotations
@@ -52,12 +23,14 @@ import numpy as np
 from d2v_ref.checkpoints import read_safetensors, replacing
 from d2v_ref.config import fits, spell
 from d2v_ref.errors import CheckpointError, InputError
-from d2v_ref.golden.bounds import UNIT_ROUNDOFF
+from d2v_ref.golden.bounds import FORMATS
 from d2v_ref.golden.forms import FORMS, FULL, SIZES, counts, differing, kept_shape, moments
+from d2v_ref.golden.report import INPUT, OUTPUT, VALUE
 
 FORMAT, VERSION = "d2v-golden", 1
 MANIFEST, INPUTS, TAPS = "manifest.json", "inputs.safetensors", "taps.safetensors"
 LARGEST = sys.float_info.max
+KINDS = (OUTPUT, VALUE, INPUT)
 AGAIN = "The bundle is damaged or was edited: record it again"
 
 
@@ -141,12 +114,13 @@ _ARRAY = {"name": str, "shape": list[int], "dtype": str, "sha256": str}
 _FILE = {"name": str, "bytes": int, "sha256": str}
 _MEMBERS: dict[str, dict[str, Any]] = {
     "": {"form": str, "model": dict, "dtype": str, "backend": dict, "environment": dict, "arguments": dict}
-    | {"files": list, "inputs": list, "taps": list},
+    | {"recipe": dict, "tolerance_rule": str, "files": list, "inputs": list, "taps": list},
     "model": {"name": str, "class": str, "config": dict, "weights": list},
     "model.weights": _FILE,
+    "backend": {"name": str, "numerics": str},
     "files": _FILE,
     "inputs": _ARRAY,
-    "taps": {**_ARRAY, "module": str, "tolerance": float, "moments": dict},
+    "taps": {**_ARRAY, "module": str, "kind": str, "gap": float, "tolerances": dict, "moments": dict},
     "taps.moments": dict.fromkeys(SIZES, float | None),
 }
 
@@ -166,10 +140,16 @@ def _check_members(manifest: dict[str, Any], path: Path) -> None:
             raise _damaged(path, place, "a name that comes twice", "each name once")
     if not manifest["taps"]:
         raise _damaged(path, "taps", "none", "at least one")
-    for member, choices in (("form", FORMS), ("dtype", tuple(UNIT_ROUNDOFF))):
+    for member, choices in (("form", FORMS), ("dtype", tuple(FORMATS))):
         if manifest[member] not in choices:
             raise _damaged(path, member, manifest[member], " or ".join(choices))
+    names = {entry["name"] for entry in (*manifest["inputs"], *manifest["taps"])}
     for tap in manifest["taps"]:
+        if tap["kind"] not in KINDS:
+            raise _damaged(path, "taps.kind", tap["kind"], " or ".join(KINDS))
+        given = tap.get("inputs", {})
+        if not fits(given, dict) or not all(fits(name, str) and name in names for name in given.values()):
+            raise _damaged(path, "taps.inputs", given, "names of arrays by parameters")
         _check_numbers(tap, path)
 
 
@@ -178,9 +158,12 @@ def _items(value: Any) -> list[Any]:
 
 
 def _check_numbers(tap: dict[str, Any], path: Path) -> None:
-    """A tap's tolerance, shape and moments are possible; 1e999 is a number of JSON too."""
-    if not 0 <= tap["tolerance"] <= LARGEST:
-        raise _damaged(path, "taps.tolerance", tap["tolerance"], "a finite number, 0 or more")
+    """A tap's tolerances, shape and moments are possible; 1e999 is a number of JSON too."""
+    for size in (*tap["tolerances"].values(), tap["gap"]):
+        if not fits(size, float) or not 0 <= size <= LARGEST:
+            raise _damaged(path, "taps.tolerances", size, "finite numbers, 0 or more")
+    if "float32" not in tap["tolerances"] or not set(tap["tolerances"]) <= set(FORMATS):
+        raise _damaged(path, "taps.tolerances", list(tap["tolerances"]), f"float32 and others of {', '.join(FORMATS)}")
     if min(tap["shape"], default=0) < 0:
         raise _damaged(path, "taps.shape", tap["shape"], "lengths of 0 or more")
     strange, sizes = counts(tap["moments"]), [tap["moments"][name] for name in SIZES]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +15,20 @@ from d2v_ref.checkpoints import resolve
 from d2v_ref.config import Config
 from d2v_ref.errors import CheckpointError, ConfigError, InputError
 from d2v_ref.golden.arguments import forward_arguments
+from d2v_ref.golden.bounds import FORMATS
 from d2v_ref.golden.bundle import MANIFEST, Bundle, read_bundle
-from d2v_ref.golden.forms import FULL, SIZES, differing, kept, moments, positions
-from d2v_ref.golden.recording import weight_hashes
-from d2v_ref.nn.module import recorder
+from d2v_ref.golden.comparing import Comparison
+from d2v_ref.golden.forms import FULL
+from d2v_ref.golden.names import Names, read_names, suggest
+from d2v_ref.golden.ports import Port, open_port
+from d2v_ref.golden.recording import tell_arrays, weight_hashes
+from d2v_ref.golden.report import MISSING, Report
+from d2v_ref.nn import Module, recorder, unrecorded
+from d2v_ref.nn.module import is_array
 from d2v_ref.ops import Ops
 from d2v_ref.pretrained import PreTrainedModel
 
-PASSED, FAILED, MISSING = "passed", "failed", "missing"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One recorded array: what became of it, its largest absolute error, where, and what is allowed.
-
-    ``reason`` says what failed, a sample or a moment, with both values, and which moments failed beside it:
-    "sample at (0, 3, 5): 1.5, recorded 1.25; mean; rms".  Of a moment ``error`` is the difference, and there is no
-    ``where``.
-    """
-
-    name: str
-    module: str
-    status: str
-    error: float | None = None
-    tolerance: float | None = None
-    where: tuple[int, ...] | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All rows, in the order of computation; then the outputs of a run that was not recorded."""
-
-    rows: list[Row]
-
-    @property
-    def passed(self) -> bool:
-        """Every array was compared and is within its tolerance; a bundle without arrays does not pass."""
-        return bool(self.rows) and all(row.status == PASSED for row in self.rows)
-
-    @property
-    def first(self) -> Row | None:
-        """The first array that did not pass: whatever comes later may only have inherited its error."""
-        return next((row for row in self.rows if row.status != PASSED), None)
+Progress = Callable[[int], None]
 
 
 def check(
@@ -65,9 +37,11 @@ def check(
     model: str | Path | None = None,
     backend: str | Ops = "numpy",
     dtype: str | None = None,
+    taps: Sequence[str] = (),
+    isolate: bool = False,
     **where: Any,
 ) -> Report:
-    """Run a bundle's model again on its inputs and compare everything that it recorded.
+    """Run a bundle's model again on its inputs, with one of our backends, and compare everything that it recorded.
 
     It runs twice: recorded, where every module's output can be seen, and as it would for anybody else, where a backend
     may fuse operations and only the outputs can be seen; these are the rows "#logits (fused)".  If it breaks off after
@@ -77,33 +51,75 @@ def check(
         bundle: a folder that ``record`` wrote.
         model: where the checkpoint is; None for the recorded place.  Its weights must be the recorded ones.
         backend: who computes.
-        dtype: the recorded one if None; a float64 bundle's tolerances hold in float64 only.
+        dtype: the recorded one if None.  Its tolerances are taken.
+        taps: patterns of the names to compare, as ``record`` takes them.
+        isolate: give each module, as it would run for anybody else, what NumPy's definitions give it in the same run,
+            so that one wrong module doesn't hide the next.
         where: revision, cache_dir, local_files_only and token of the hub.
     """
     golden = read_bundle(bundle)
-    recorded = golden.manifest["dtype"]
     folder = _checkpoint(golden, model, where)
     _same_weights(folder, golden.manifest["model"]["weights"])
     cls, config = _model(golden)
-    loaded = cls.from_pretrained(folder, config=config, backend=backend, dtype=dtype or recorded)
-    if recorded == "float64" != str(loaded.ops.dtype):
-        hint = "Check it in float64, or record a bundle in float32"
-        raise InputError("was recorded in float64", path=golden.folder, got=f"a run in {loaded.ops.dtype}", hint=hint)
+    loaded = cls.from_pretrained(folder, config=config, backend=backend, dtype=dtype or golden.manifest["dtype"])
     given = forward_arguments(loaded, golden.inputs, golden.manifest["arguments"])
-    taps: dict[str, np.ndarray] = {}
+    source = f"backend {loaded.ops.name}"
     with np.errstate(all="ignore"):  # a number that isn't finite is compared like any other
-        try:
-            with recorder(lambda name, value: taps.__setitem__(name, loaded.ops.to_numpy(value))):
-                loaded(**given)
-            out = loaded(**given, return_dict=True)
-        except Exception:
-            # Arrays of a wrong shape may fit nowhere later.  What was wrong first is the answer, if it was seen.
-            report = compare(golden, taps)
-            if report.first is None or report.first.status == MISSING:
-                raise
-            return report
-    fused = compare(golden, {f"#{name}": value for name, value in out.items()}).rows
-    return Report(compare(golden, taps).rows + [_unrecorded(row) for row in fused if row.name.startswith("#")])
+        if isolate:
+            return _isolated(loaded, given, Comparison(golden, str(loaded.ops.dtype), taps), source)
+        return _run(loaded, given, Comparison(golden, str(loaded.ops.dtype), taps), source)
+
+
+def check_port(
+    bundle: str | Path,
+    against: str | Path | Callable[..., Any],
+    *,
+    dtype: str | None = None,
+    taps: Sequence[str] = (),
+    names: Names | str | Path | None = None,
+    match: bool = False,
+    isolate: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Hold another implementation's arrays against a bundle's.
+
+    An array that a module was given may be left out by a port: it is then not observable.
+
+    Args:
+        bundle: a folder that ``record`` wrote.
+        against: see ``golden.ports.open_port``.
+        dtype: the format that the port computes in, whose tolerances are taken; the smallest among its arrays if None.
+        taps: patterns of the names to compare, as ``record`` takes them: what the port can show.
+        names: the port's names of arrays, or the file that holds them; None or a name that is left out: the same name.
+        match: whether what has no name among the port's arrays is matched by shape and value.
+        isolate: have the port run each module alone on what the bundle says it was given.
+        progress: called with 1 after each module that ran alone.
+    """
+    golden, port = read_bundle(bundle), open_port(against)
+    table = read_names(names, golden) if isinstance(names, str | Path) else names or {}
+    if dtype is not None and dtype not in FORMATS:
+        raise InputError("there is no such format", got=dtype, expected=", ".join(FORMATS))
+    if isolate:
+        return _isolated_port(golden, port, dtype, taps, progress or (lambda _: None))
+    arrays, found = port.arrays(golden.inputs)
+    arrays = renamed(arrays, table)
+    suggested = suggest(golden, {name: array for name, array in arrays.items() if name not in table}) if match else {}
+    comparison = Comparison(
+        golden, dtype or found, taps, hidden=[name for name, other in table.items() if other is None]
+    )
+    for name, array in renamed(arrays, suggested).items():
+        comparison.see(name, array)
+    return replace(comparison.report(port.source, optional=True), names=suggested)
+
+
+def renamed(arrays: Mapping[str, np.ndarray], names: Names) -> dict[str, np.ndarray]:
+    """A port's arrays under a bundle's names."""
+    wanted = {other: name for name, other in names.items() if other is not None}
+    absent = [other for other in wanted if other not in arrays]
+    if absent:
+        raise InputError("the port has no array of this name", got=absent[0], expected=", ".join(list(arrays)[:5]))
+    mapped = {name: arrays[other] for other, name in wanted.items()}
+    return {**{name: array for name, array in arrays.items() if name not in wanted and name not in names}, **mapped}
 
 
 def _model(golden: Bundle) -> tuple[type[PreTrainedModel], Config]:
@@ -140,56 +156,78 @@ def _same_weights(folder: Path, recorded: list[dict[str, Any]]) -> None:
         )
 
 
-def _unrecorded(row: Row) -> Row:
-    """The row of an output of a run that nobody records: there a backend may fuse what a recorded run keeps apart."""
-    return replace(row, name=f"{row.name} (fused)")
+# ---- our backends ----------------------------------------------------------------------------------------------------
 
 
-def compare(golden: Bundle, taps: dict[str, np.ndarray]) -> Report:
-    """Hold arrays by name against a bundle's; of a fingerprint, their samples and moments (``golden/bundle.py``)."""
-    form = golden.manifest["form"]
-    return Report(
-        [_row(entry, golden.taps[entry["name"]], taps.get(entry["name"]), form) for entry in golden.manifest["taps"]]
-    )
+def _run(model: PreTrainedModel, given: dict[str, Any], comparison: Comparison, source: str) -> Report:
+    try:
+        tell_arrays(model, given, comparison.see, comparison.names)
+        out = model(**given, return_dict=True)
+    except Exception:
+        # Arrays of a wrong shape may fit nowhere later.  What was wrong first is the answer, if it was seen.
+        report = comparison.report(source)
+        if report.first is None or report.first.status == MISSING:
+            raise
+        return report
+    report = comparison.report(source)
+    fused = [comparison.row(f"#{name}", value) for name, value in out.items() if f"#{name}" in comparison.names]
+    return replace(report, rows=report.rows + [replace(row, name=f"{row.name} (fused)") for row in fused])
 
 
-def _row(entry: dict[str, Any], want: np.ndarray, got: np.ndarray | None, form: str) -> Row:
-    name, module, tolerance, shape = entry["name"], entry["module"], entry["tolerance"], tuple(entry["shape"])
-    if got is None:
-        return Row(name, module, MISSING, reason="nothing of this name was computed")
-    if got.shape != shape:
-        return Row(name, module, FAILED, reason=f"shape {got.shape}, recorded {shape}")
-    samples = kept(got, form)
-    errors = _errors(samples, want)
-    worst, place = float(errors.max(initial=0.0)), int(errors.argmax()) if errors.size else 0
-    flat = place if form == FULL or not errors.size else int(positions(got.size)[place])
-    where = tuple(int(i) for i in np.unravel_index(flat, shape)) if errors.size else ()
-    found, recorded = moments(got), entry["moments"]
-    others = differing(found, recorded, tolerance)
-    if not worst <= tolerance:
-        reason = _reason(f"sample at {where}", samples.flat[place], want.flat[place], others)
-        return Row(name, module, FAILED, _size(worst), tolerance, where, reason)
-    if others:
-        moment, *others = others
-        now, then = found.get(moment, 0), recorded.get(moment, 0)
-        error = abs(now - then) if moment in SIZES else None
-        return Row(name, module, FAILED, _size(error), tolerance, None, _reason(moment, now, then, others))
-    return Row(name, module, PASSED, worst, tolerance, where)
+def _isolated(model: PreTrainedModel, given: dict[str, Any], comparison: Comparison, source: str) -> Report:
+    """NumPy's definitions run the model; beside each of their modules the backend's runs on the same arrays."""
+    definition = model.with_ops(Ops(str(model.ops.dtype)))
+    twins = dict(model.named_modules())
+
+    def witness(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        twin = twins[module.path]
+        if module.path not in comparison.names or isinstance(twin, PreTrainedModel):
+            return
+        args, kwargs = (_moved(value, definition.ops, model.ops) for value in (args, kwargs))
+        with unrecorded():
+            comparison.see(module.path, model.ops.to_numpy(twin.shown(twin.forward(*args, **kwargs))))
+
+    with recorder(lambda name, value: None, witness):
+        definition(**given)
+    return comparison.report(source, alone=True)
 
 
-def _reason(first: str, got: Any, recorded: Any, others: list[str]) -> str:
-    """What failed: the first with its values."""
-    return f"{first}: {got}, recorded {recorded}" + "".join(f"; {name}" for name in others)
+def _moved(value: Any, source: Ops, target: Ops) -> Any:
+    """What a module was called with, on another backend: copies, as modules leave things behind in what they share."""
+    if is_array(value):
+        array = source.to_numpy(value)
+        return target.asarray(array) if array.dtype.kind in "fb" else array  # indices stay with NumPy
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, source, target) for item in value)
+    if isinstance(value, dict):
+        return {key: _moved(item, source, target) for key, item in value.items()}
+    if hasattr(value, "__dict__"):
+        made = copy.copy(value)
+        vars(made).update(_moved(vars(value), source, target))
+        return made
+    return value
 
 
-def _errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """|got - want|; where one of the two is not finite 0 if the other is the same, else infinity."""
-    finite = np.isfinite(got) & np.isfinite(want)
-    same = (got == want) | (np.isnan(got) & np.isnan(want))
-    with np.errstate(over="ignore"):
-        size = np.abs(np.where(finite, got, 0) - np.where(finite, want, 0).astype(np.float64))
-    return np.where(finite, size, np.where(same, 0.0, np.inf))
+# ---- ports -----------------------------------------------------------------------------------------------------------
 
 
-def _size(error: float | None) -> float | None:
-    return error if error is not None and math.isfinite(error) else None
+def _isolated_port(golden: Bundle, port: Port, dtype: str | None, taps: Sequence[str], advance: Progress) -> Report:
+    """Every module of the port alone; a module that it returns nothing for is not observable."""
+    if golden.manifest["form"] != FULL:
+        hint = "Record it without --fingerprint"
+        raise InputError("is a fingerprint, which does not hold what modules were given", path=golden.folder, hint=hint)
+    if not port.alone:
+        expected = "a function with an argument module, or a command with {module}"
+        raise InputError("can't run a module alone", path=port.source, expected=expected)
+    comparison = Comparison(golden, dtype or "float32", taps)
+    held = {**golden.inputs, **golden.taps}
+    for entry in golden.manifest["taps"]:
+        name = entry["name"]
+        if name not in comparison.names or "inputs" not in entry:
+            continue
+        inputs = {**golden.inputs, **{parameter: held[other] for parameter, other in entry["inputs"].items()}}
+        arrays, found = port.arrays(inputs, name)
+        if name in arrays:
+            comparison.see(name, arrays[name], dtype or found)
+        advance(1)
+    return comparison.report(port.source, alone=True)

@@ -20,7 +20,7 @@ Moments = dict[str, Any]
 
 
 def positions(size: int) -> np.ndarray:
-    """The flat, row-major positions of the samples of an array of ``size`` elements (see ``golden/bundle.py``)."""
+    """The flat, row-major positions of the samples of an array of ``size`` elements (see ``golden/FORMAT.md``)."""
     if size <= _FIRST + _SPREAD:
         return np.arange(size)
     spread = [_FIRST + k * (size - 1 - _FIRST) // (_SPREAD - 1) for k in range(_SPREAD)]

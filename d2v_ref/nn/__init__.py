@@ -15,7 +15,7 @@ from d2v_ref.nn.layers import (
     Residual,
     Sequential,
 )
-from d2v_ref.nn.module import Module, Parameter, recorder, recording
+from d2v_ref.nn.module import Module, Parameter, recorder, recording, unrecorded
 
 __all__ = [
     "Activation",
@@ -35,4 +35,5 @@ __all__ = [
     "Sequential",
     "recorder",
     "recording",
+    "unrecorded",
 ]

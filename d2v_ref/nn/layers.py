@@ -12,7 +12,7 @@ Array = Any
 
 
 class Activation(Module):
-    """An activation by Hugging Face's name (ACT2FN).  (...) -> (...)."""
+    """activation(x) by Hugging Face's name (ACT2FN).  (...) -> (...)."""
 
     def __init__(self, name: str, channels_first: bool = False) -> None:
         self.name, self.channels_first = name, channels_first
@@ -109,7 +109,7 @@ class Residual(Module):
 
 
 class Identity(Module):
-    """x, where Hugging Face's model has a module that does nothing."""
+    """y = x, where Hugging Face's model has a module that does nothing.  (...) -> (...)."""
 
     def __init__(self, channels_first: bool = False) -> None:
         self.channels_first = channels_first
@@ -119,7 +119,7 @@ class Identity(Module):
 
 
 class Sequential(Module):
-    """One module after the other, named by number (torch.nn.Sequential)."""
+    """layer_n(... layer_0(x)), the layers named by number (torch.nn.Sequential).  (...) -> what the last one gives."""
 
     def __init__(self, *layers: Module) -> None:
         self.channels_first = layers[-1].channels_first

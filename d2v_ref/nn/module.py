@@ -7,6 +7,7 @@ inside a module that is no module's output is a tap, ``path#point``: ``encoder.l
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,29 +18,51 @@ from d2v_ref.ops import Ops
 
 Array = Any
 Sink = Callable[[str, Array], None]
+Witness = Callable[["Module", tuple[Any, ...], dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    sink: Sink
+    given: Witness | None
+
 
 # Who is told of every output while it is computed.  A context variable, so that threads and tasks record apart from
 # each other.
-_sink: ContextVar[Sink | None] = ContextVar("d2v_ref_sink", default=None)
+_recorder: ContextVar[_Recorder | None] = ContextVar("d2v_ref_recorder", default=None)
 
 
 @contextmanager
-def recorder(sink: Sink) -> Iterator[None]:
+def recorder(sink: Sink, given: Witness | None = None) -> Iterator[None]:
     """While the block runs, ``sink(name, value)`` is told every module's output and every tap, as they are computed.
 
-    A recorded run doesn't fuse: a Linear's output is seen before its activation and its residual.  Values are the
-    backend's arrays and must not be changed.
+    ``given(module, args, kwargs)`` is told what a module is called with, before it computes; ``Module.arguments`` names
+    the arrays of it.  A recorded run doesn't fuse: a Linear's output is seen before its activation and its residual.
+    Values are the backend's arrays and must not be changed.
     """
-    token = _sink.set(sink)
+    with _told(_Recorder(sink, given)):
+        yield
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """While the block runs, nobody is told anything, so that a backend may fuse."""
+    with _told(None):
+        yield
+
+
+@contextmanager
+def _told(who: _Recorder | None) -> Iterator[None]:
+    token = _recorder.set(who)
     try:
         yield
     finally:
-        _sink.reset(token)
+        _recorder.reset(token)
 
 
 def recording() -> bool:
     """Whether somebody records now."""
-    return _sink.get() is not None
+    return _recorder.get() is not None
 
 
 @dataclass(frozen=True)
@@ -62,29 +85,50 @@ class Module:
     path: str = ""
     ops: Ops
     channels_first = False  # whether Hugging Face's output is (B, C, ...), where this one's is (B, ..., C)
+    takes_channels_first: bool | None = None  # the same of what it is given; None if it is so of both
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        who = _recorder.get()
+        if who is not None and who.given is not None:
+            who.given(self, args, kwargs)
         out = self.forward(*args, **kwargs)
         self.show(out)
         return out
 
     def show(self, out: Any) -> None:
-        """Tell the recorder this module's output, an array or the first of a tuple, in Hugging Face's layout."""
-        sink = _sink.get()
-        if sink is not None:
-            value = out[0] if isinstance(out, tuple) else out
-            if self.channels_first:
-                value = value.transpose(0, value.ndim - 1, *range(1, value.ndim - 1))
-            sink(self.path, value)
+        """Tell the recorder this module's output."""
+        who = _recorder.get()
+        if who is not None:
+            who.sink(self.path, self.shown(out))
+
+    def shown(self, out: Any) -> Array:
+        """An output as a recorder sees it: an array or the first of a tuple, in Hugging Face's layout."""
+        value = out[0] if isinstance(out, tuple) else out
+        return _channels_first(value) if self.channels_first else value
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Array]:
+        """The arrays that ``forward`` is called with, in Hugging Face's layout: the first as "input", others by name.
+
+        Those in a list have their number, ``features.0``; what the layers of a model share (masks, caches) is no
+        argument of theirs.
+        """
+        signature = inspect.signature(self.forward)
+        first = self.takes_channels_first if self.takes_channels_first is not None else self.channels_first
+        found = {}
+        for i, (name, value) in enumerate(signature.bind(*args, **kwargs).arguments.items()):
+            name = name if i else "input"
+            values = [(f"{name}.{j}", x) for j, x in enumerate(value)] if isinstance(value, list) else [(name, value)]
+            found.update({key: _channels_first(x) if first else x for key, x in values if is_array(x)})
+        return found
 
     def tap(self, point: str, value: Array) -> None:
         """Tell the recorder a value inside this module."""
-        sink = _sink.get()
-        if sink is not None and value is not None:
-            sink(f"{self.path}#{point}", value)
+        who = _recorder.get()
+        if who is not None and value is not None:
+            who.sink(f"{self.path}#{point}", value)
 
     def project(self, x: Array, *linears: Any) -> tuple[Array, ...]:
         """Several Linear children of one input; one operation of the backend unless somebody records."""
@@ -125,7 +169,16 @@ class Module:
         for name, module, attribute, _ in self.named_parameters():
             source = arrays[name]
             if id(source) not in converted:
-                converted[id(source)] = ops.asarray(source.numpy() if hasattr(source, "numpy") else source)
+                converted[id(source)] = ops.weight(source.numpy() if hasattr(source, "numpy") else source)
             setattr(module, attribute, converted[id(source)])
         for _, module in self.named_modules():
             ops.prepare(module)
+
+
+def _channels_first(x: Array) -> Array:
+    """(B, ..., C) -> (B, C, ...)."""
+    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1)) if x.ndim > 2 else x
+
+
+def is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")

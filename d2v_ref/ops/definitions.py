@@ -61,6 +61,9 @@ class Ops:
 
     name: ClassVar[str] = "numpy"
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
+    # "machine": the last bits depend on the machine (its BLAS, its vector instructions).  Another word is a promise of
+    # the same bits everywhere, which a golden's manifest hands on.
+    numerics: ClassVar[str] = "machine"
 
     def __init__(self, dtype: str = "float32") -> None:
         if dtype not in self.dtypes:
@@ -79,6 +82,10 @@ class Ops:
         """A contiguous array of the backend, floating values in its dtype.  No copy where none is needed."""
         x = np.asarray(x)
         return np.ascontiguousarray(x, self.dtype if x.dtype.kind == "f" else x.dtype)
+
+    def weight(self, x: np.ndarray) -> Array:
+        """A weight as the backend keeps it: as ``asarray`` gives it, or in another format of its own."""
+        return self.asarray(x)
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """The values as a NumPy array."""
