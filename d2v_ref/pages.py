@@ -34,12 +34,13 @@ class Markup(str):
 
 
 def text(value: object) -> Markup:
-    """A value as it reads; of a float three significant digits."""
+    """A value as it reads: of a float three significant digits, and as escapes what UTF-8 has no bytes for."""
     if isinstance(value, Markup):
         return value
     if value is None:
         return Markup("")
-    return Markup(html.escape(f"{value:.3g}" if isinstance(value, float) else str(value)))
+    words = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return Markup(html.escape(words.encode("utf-8", "backslashreplace").decode()))
 
 
 def heading(words: str) -> Markup:

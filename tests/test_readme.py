@@ -78,6 +78,23 @@ def test_the_first_command_and_its_output(
     assert_same(seconds.sub("# s", shown), seconds.sub("# s", run(commands[0], capsys)))
 
 
+def test_excerpts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of their lines is printed, in this order; what is measured differs a little among machines."""
+
+    def masked(line: str) -> str:
+        words = line.split()
+        return NUMBER.sub("#", line.replace(words[1], "#", 1) if words[:1] == ["activations"] else line)
+
+    monkeypatch.chdir(ROOT)
+    excerpts = README.split("<!-- an excerpt -->")[1:]
+    assert len(excerpts) == 2
+    for part in excerpts:
+        command, *shown = part.split("```")[1].removeprefix("text\n").splitlines()
+        printed = iter([masked(line) for line in run(command.removeprefix("$ "), capsys).splitlines()])
+        for line in shown:
+            assert line == "..." or masked(line) in printed, line
+
+
 def test_every_command_is_run() -> None:
     """Shell blocks hold the command to install and try it, and the one to test it; all others are sessions."""
     assert len(blocks("sh")) == 2
