@@ -26,7 +26,7 @@ from d2v_ref import golden
 from d2v_ref.auto import load, model_class
 from d2v_ref.checkpoints import write_safetensors
 from d2v_ref.errors import InputError
-from d2v_ref.golden.recording import matches
+from d2v_ref.golden.exact_run import matches
 from d2v_ref.golden.report import INPUT, OUTPUT
 from d2v_ref.ops import Ops
 from d2v_ref.synthesis import write_checkpoint
@@ -322,6 +322,20 @@ def test_each_module_alone_shows_every_fault(ours: bool, bundle: Path, checkpoin
     if right is not None:
         assert right.passed
         assert len(right.having(golden.PASSED)) == 40
+
+
+def test_a_module_alone_has_a_tolerance_of_its_own(bundle: Path) -> None:
+    """Nothing is inherited: deep in the model it is far below the tolerance of a whole run."""
+    taps = {tap["name"]: tap for tap in golden.read_bundle(bundle).manifest["taps"]}
+    alone = {name: tap["alone"] for name, tap in taps.items() if "alone" in tap}
+    assert {taps[name]["module"] for name in alone} == {"Linear", "LayerNorm", "Activation", "Embedding"}
+    assert {taps[name]["kind"] for name in alone} == {OUTPUT}
+    for name, own in alone.items():
+        allowed = taps[name]["tolerances"]
+        assert own.keys() == allowed.keys()
+        assert all(0 < own[form] <= 1.5 * allowed[form] for form in own), name
+    last = taps["data2vec_text.encoder.layer.1.output.LayerNorm"]
+    assert last["alone"]["float32"] < 0.3 * last["tolerances"]["float32"]
 
 
 def test_isolation_of_audio_and_of_a_cache(tmp_path: Path) -> None:

@@ -857,7 +857,8 @@ def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
         setattr(batch_norm, name, array(4))
     batch_norm.running_var = np.abs(array(4))
     unary: dict[str, Any] = {
-        name: ((x,), {}) for name in {*ACTIVATIONS.values(), "softplus", "softmax", "log_softmax", "asarray", "glu"}
+        name: ((x,), {})
+        for name in {*ACTIVATIONS.values(), "softplus", "softmax", "log_softmax", "asarray", "weight", "glu"}
     }
     options = {
         "mask": random.random((2, 1, 3, 3)) < 0.5,

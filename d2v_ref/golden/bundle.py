@@ -159,11 +159,15 @@ def _items(value: Any) -> list[Any]:
 
 def _check_numbers(tap: dict[str, Any], path: Path) -> None:
     """A tap's tolerances, shape and moments are possible; 1e999 is a number of JSON too."""
-    for size in (*tap["tolerances"].values(), tap["gap"]):
+    if not fits(tap.get("alone", {}), dict):
+        raise _damaged(path, "taps.alone", tap["alone"], "tolerances by format")
+    for size in (*tap["tolerances"].values(), *tap.get("alone", {}).values(), tap["gap"]):
         if not fits(size, float) or not 0 <= size <= LARGEST:
             raise _damaged(path, "taps.tolerances", size, "finite numbers, 0 or more")
-    if "float32" not in tap["tolerances"] or not set(tap["tolerances"]) <= set(FORMATS):
-        raise _damaged(path, "taps.tolerances", list(tap["tolerances"]), f"float32 and others of {', '.join(FORMATS)}")
+    for table in (tap["tolerances"], tap.get("alone", tap["tolerances"])):
+        if "float32" in table and set(table) <= set(FORMATS):
+            continue
+        raise _damaged(path, "taps.tolerances", list(table), f"float32 and others of {', '.join(FORMATS)}")
     if min(tap["shape"], default=0) < 0:
         raise _damaged(path, "taps.shape", tap["shape"], "lengths of 0 or more")
     strange, sizes = counts(tap["moments"]), [tap["moments"][name] for name in SIZES]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from d2v_ref.golden.bundle import Bundle
+from d2v_ref.golden.exact_run import matches
 from d2v_ref.golden.forms import COUNTS, FULL, SIZES, differing, kept, moments, positions
-from d2v_ref.golden.recording import matches
 from d2v_ref.golden.report import FAILED, INPUT, MISSING, PASSED, UNOBSERVABLE, Report, Row
 
 
@@ -22,42 +22,52 @@ class Comparison:
         dtype: the format that they were computed in.
         taps: patterns of the names to compare.
         hidden: names that can't be seen.
+        alone: whether modules ran each on its own, so that nothing else than their outputs can be seen.
     """
 
-    def __init__(self, golden: Bundle, dtype: str, taps: Sequence[str] = (), hidden: Iterable[str] = ()) -> None:
-        self.golden, self.dtype = golden, dtype
+    def __init__(
+        self,
+        golden: Bundle,
+        dtype: str,
+        taps: Sequence[str] = (),
+        hidden: Iterable[str] = (),
+        alone: bool = False,
+    ) -> None:
+        self.golden, self.dtype, self.alone = golden, dtype, alone
         self.entries = {entry["name"]: entry for entry in golden.manifest["taps"]}
         self.names = {name for name in self.entries if matches(name, taps)}.difference(hidden)
         self.rows: dict[str, Row] = {}
 
-    def see(self, name: str, value: np.ndarray, dtype: str | None = None) -> None:
-        """Compare an array; names that the bundle does not hold are passed over."""
+    def see(self, name: str, value: np.ndarray, dtype: str | None = None, want: np.ndarray | None = None) -> None:
+        """Compare an array, with what was recorded or with ``want``; names that the bundle lacks are passed over."""
         if name in self.names:
-            self.rows[name] = self.row(name, value, dtype)
+            self.rows[name] = self.row(name, value, dtype, want)
 
-    def row(self, name: str, value: np.ndarray, dtype: str | None = None) -> Row:
+    def row(self, name: str, value: np.ndarray, dtype: str | None = None, want: np.ndarray | None = None) -> Row:
         """What becomes of an array."""
-        entry, allowed = self.entries[name], self.entries[name]["tolerances"]
+        entry = self.entries[name]
+        allowed = entry.get("alone", entry["tolerances"]) if self.alone else entry["tolerances"]
         # A run in a wider format than the golden's is off by what the golden is off.
         tolerance = allowed.get(dtype or self.dtype, allowed["float32"])
+        if want is not None:
+            return _row({**entry, "shape": want.shape, "moments": moments(want)}, want, value, FULL, tolerance)
         return _row(entry, self.golden.taps[name], value, self.golden.manifest["form"], tolerance)
 
-    def report(self, source: str, optional: bool = False, alone: bool = False) -> Report:
+    def report(self, source: str, optional: bool = False) -> Report:
         """The rows of all arrays.
 
         Args:
             source: who computed.
             optional: whether what modules were given may be left out.
-            alone: whether modules ran each on its own, so that nothing else than their outputs can be seen.
         """
         rows = []
         for name, entry in self.entries.items():
-            hidden = name not in self.names or alone or (optional and entry["kind"] == INPUT)
+            hidden = name not in self.names or self.alone or (optional and entry["kind"] == INPUT)
             reason = "" if hidden else "nothing of this name was computed"
             absent = Row(name, entry["module"], UNOBSERVABLE if hidden else MISSING, reason=reason, kind=entry["kind"])
             rows.append(self.rows.get(name, absent))
         given = {name: entry["inputs"] for name, entry in self.entries.items() if "inputs" in entry}
-        return Report(rows, source, self.dtype, given, isolated=alone)
+        return Report(rows, source, self.dtype, given, isolated=self.alone)
 
 
 def compare(golden: Bundle, taps: Mapping[str, np.ndarray], dtype: str | None = None) -> Report:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import platform
 from collections.abc import Callable, Container, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,8 @@ import numpy as np
 import d2v_ref
 from d2v_ref import checks
 from d2v_ref.checkpoints import new_folder, weight_files, write_safetensors
-from d2v_ref.errors import InputError
 from d2v_ref.golden.arguments import forward_arguments
-from d2v_ref.golden.bounds import FORMATS, RULE, Exact, Tell, gap, tolerances
+from d2v_ref.golden.bounds import FORMATS, RULE, Tell, gap, tolerances
 from d2v_ref.golden.bundle import (
     FORMAT,
     INPUTS,
@@ -27,9 +24,9 @@ from d2v_ref.golden.bundle import (
     describe,
     describe_file,
     read_bundle,
-    sha256,
     write_manifest,
 )
+from d2v_ref.golden.exact_run import ExactRun
 from d2v_ref.golden.forms import FINGERPRINT, FULL, kept, moments
 from d2v_ref.golden.report import INPUT, OUTPUT, VALUE
 from d2v_ref.golden.spool import Spool
@@ -38,7 +35,6 @@ from d2v_ref.ops import Ops
 from d2v_ref.pretrained import PreTrainedModel
 
 Progress = Callable[[int], None]
-Given = dict[str, dict[str, str]]  # module -> parameter -> the name of the array that it was given
 
 
 def ports(dtype: str) -> tuple[str, ...]:
@@ -105,7 +101,8 @@ def record(
         Spool(temporary / "exact") as exact,
         Spool(temporary / "stored") as stored,
     ):
-        graph, handed = _run_exactly(model.with_ops(Exact()), given, arrays, taps, exact)
+        yardstick = ExactRun(model, ports(dtype), arrays, taps, exact)
+        yardstick.run(given)
         advance(1)
         tell_arrays(model, given, see, exact)
         advance(1)
@@ -135,7 +132,7 @@ def record(
             "tolerance_rule": RULE,
             "files": [describe_file(temporary / file) for file in (INPUTS, TAPS)],
             "inputs": [describe(key, array) for key, array in arrays.items()],
-            "taps": _describe_taps(model, entries, allowed, graph, handed),
+            "taps": _describe_taps(model, entries, allowed, yardstick),
         }
         write_manifest(temporary / MANIFEST, manifest)
         for spool in ("exact", "stored"):
@@ -159,86 +156,25 @@ def tell_arrays(model: PreTrainedModel, given: dict[str, Any], tell: Tell, names
         model(**given)
 
 
-def _run_exactly(
-    model: PreTrainedModel, given: dict[str, Any], arrays: dict[str, np.ndarray], taps: Sequence[str], exact: Spool
-) -> tuple[Given, set[str]]:
-    """Run in float64, keep the arrays that match a pattern, and find out which array each module was given.
-
-    Returns:
-        Of each module whose arrays are all recorded, their names by parameter; and the names of those that are recorded
-            for having been given.
-
-    What a module is given is an array of its own, ``path#parameter``, only where it is none that was there before.
-    """
-    passed_over: dict[str, None] = {}
-    graph: Given = {}
-    handed: set[str] = set()
-    places: dict[tuple[Any, ...], str] = {}  # what an array holds -> its name
-    for name, array in arrays.items():
-        places[_contents(array)] = name
-        if array.dtype.kind == "f":
-            places[_contents(array.astype(np.float64))] = name
-
-    def see(name: str, value: np.ndarray) -> None:
-        if not matches(name, taps):
-            passed_over[name] = None
-            return
-        exact.add(name, value)
-        places[_contents(value)] = name
-
-    def witness(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not module.path:  # what the model itself is given are the inputs
-            return
-        given = {}
-        arrays = module.arguments(args, kwargs)
-        for parameter, value in arrays.items():
-            contents = _contents(value)
-            if contents not in places:
-                see(f"{module.path}#{parameter}", value)
-                handed.add(f"{module.path}#{parameter}")
-            if contents in places:
-                given[parameter] = places[contents]
-        if len(given) == len(arrays):
-            graph[module.path] = given
-
-    with recorder(see, witness):
-        model(**given)
-    if not exact:
-        close = difflib.get_close_matches(taps[0], passed_over, 3, 0.3) or list(passed_over)[:3]
-        raise InputError("no array's name matches", got=", ".join(taps), expected=f"such as {', '.join(close)}")
-    return graph, handed
-
-
-def _contents(array: np.ndarray) -> tuple[Any, ...]:
-    return array.shape, array.dtype.name, sha256(array)
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the patterns stands for the name, or for its end after a dot; and none that begins with !."""
-
-    def one_of(those: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, each) or fnmatchcase(name, f"*.{each}") for each in those)
-
-    wanted = [each for each in patterns if not each.startswith("!")]
-    return (not wanted or one_of(wanted)) and not one_of([each[1:] for each in patterns if each.startswith("!")])
-
-
 def _describe_taps(
     model: PreTrainedModel,
     entries: dict[str, dict[str, Any]],
     allowed: dict[str, dict[str, float]],
-    graph: Given,
-    handed: set[str],
+    yardstick: ExactRun,
 ) -> list[dict[str, Any]]:
     classes = {path: type(module).__name__ for path, module in model.named_modules()}
     taps = []
     for name, entry in entries.items():
         path, _, point = name.partition("#")
         tolerances = {port: _short(table[name]) for port, table in allowed.items()}
-        kind = OUTPUT if not point else INPUT if name in handed else VALUE
-        given = {"inputs": graph[path]} if kind == OUTPUT and path in graph else {}
+        kind = OUTPUT if not point else INPUT if name in yardstick.handed else VALUE
         entry["gap"] = _short(entry["gap"])
-        taps.append({**entry, "module": classes[path], "kind": kind, "tolerances": tolerances, **given})
+        tap = {**entry, "module": classes[path], "kind": kind, "tolerances": tolerances}
+        if kind == OUTPUT and path in yardstick.given:
+            tap["inputs"] = yardstick.given[path]
+        if name in yardstick.alone:
+            tap["alone"] = {port: _short(error) for port, error in yardstick.alone[name].items()}
+        taps.append(tap)
     return taps
 
 
