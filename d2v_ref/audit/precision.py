@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ import numpy as np
 
 from d2v_ref.audit.attentions import Attention, Watching, look_at
 from d2v_ref.audit.storage import FORMATS, LARGEST, SMALLEST_NORMAL, StorageOps
+from d2v_ref.golden.flow import Flow
+from d2v_ref.golden.recording import tell_arrays
 from d2v_ref.golden.spool import Spool
-from d2v_ref.nn import Module, recorder
 from d2v_ref.ops import Ops
 from d2v_ref.pretrained import PreTrainedModel
 
@@ -117,7 +117,7 @@ def measure(
     advance = progress or (lambda _: None)
     with tempfile.TemporaryDirectory() as folder, Spool(Path(folder, "exact")) as spool, np.errstate(all="ignore"):
         yardstick = _Yardstick(spool)
-        yardstick.run(model.with_ops(Watching()), arguments)
+        yardstick.run(model, arguments)
         advance(1)
         deviations = {}
         for form in COMPARED:
@@ -137,87 +137,45 @@ class _Size:
 
 
 class _Yardstick:
-    """The float64 run: its arrays in a file, and for each module the names of the arrays that it is given.
-
-    What a module is given is another's output, kept under that one's name, or a sum in between, which is kept too under
-    the name ``module@argument``.
-    """
+    """The float64 run: its arrays in a file, and for each module the names of the arrays that it is given."""
 
     def __init__(self, spool: Spool) -> None:
-        self.arrays = spool
+        self.arrays, self.flow = spool, Flow(self._keep)
         self.sizes: dict[str, _Size] = {}
-        self.inputs: dict[str, list[str]] = {}
         self.attentions: list[Attention] = []
-        self._places: dict[Any, tuple[weakref.ref[np.ndarray], str]] = {}
+        self._ops = Watching()
 
     def run(self, model: PreTrainedModel, arguments: dict[str, Any]) -> None:
-        ops: Any = model.ops
-
-        def see(name: str, value: np.ndarray) -> None:
-            self._keep(name, value)
-            if name.endswith("#probs"):
-                self.attentions.append(look_at(name, value, ops.hidden))
-
-        with recorder(see, self._given):
-            model(**arguments)
+        self.flow.run(model.with_ops(self._ops), arguments)
 
     def compare(self, model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Deviation]:
         """Every array of another run against the yardstick's."""
         found: dict[str, tuple[float, float, int]] = {}
 
-        def see(name: str, value: Any) -> None:
-            found[name] = _deviation(model.ops.to_numpy(value), self.arrays[name], self.sizes[name].rms)
+        def see(name: str, value: np.ndarray) -> None:
+            found[name] = _deviation(value, self.arrays[name], self.sizes[name].rms)
 
-        def given(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for name, x in _arguments(module, args, kwargs):
-                if name in self.arrays:
-                    see(name, x)
-
-        with recorder(see, given):
-            model(**arguments)
+        tell_arrays(model, arguments, see, self.arrays)
         return {
             name: Deviation(error, relative, self._growth(name, relative, found), not_finite)
             for name, (error, relative, not_finite) in found.items()
         }
 
-    def _keep(self, name: str, value: np.ndarray) -> None:
+    def _keep(self, name: str, value: np.ndarray) -> bool:
+        if value.dtype.kind != "f":
+            return False
         self.arrays.add(name, value)
         self.sizes[name] = _size(value)
-        self._places[_place(value)] = weakref.ref(_owner(value)), name
-
-    def _given(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        names = []
-        for name, x in _arguments(module, args, kwargs):
-            owner, known = self._places.get(_place(x), (None, ""))
-            if owner is None or owner() is not _owner(x):  # else memory that another array lay in before
-                self._keep(name, x)
-                known = name
-            names.append(known)
-        self.inputs[module.path] = names
+        if name.endswith("#probs"):
+            self.attentions.append(look_at(name, value, self._ops.hidden))
+        return True
 
     def _growth(self, name: str, relative: float, found: dict[str, tuple[float, float, int]]) -> float | None:
-        before = [found[given][1] for given in self.inputs.get(name, ())]
+        given = self.flow.given.get(name, {})
+        before = [found[other][1] for other in given.values() if other in found]
         if not before or not 0 < max(before) < math.inf:
             return None
         return relative / max(before)
-
-
-def _arguments(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """The floating-point arrays that a module is given; of a model nothing, whose arguments are the caller's."""
-    if not isinstance(module, PreTrainedModel):
-        for argument, x in module.arguments(args, kwargs).items():
-            if x.dtype.kind == "f":
-                yield f"{module.path}@{argument}", x
-
-
-def _place(x: np.ndarray) -> tuple[Any, ...]:
-    return x.__array_interface__["data"][0], x.shape, x.strides
-
-
-def _owner(x: np.ndarray) -> np.ndarray:
-    while isinstance(x.base, np.ndarray):
-        x = x.base
-    return x
 
 
 def _size(x: np.ndarray) -> _Size:
@@ -240,7 +198,7 @@ def _rows(model: PreTrainedModel, yardstick: _Yardstick, deviations: dict[str, d
     modules = dict(model.named_modules())
     parents = {path.rpartition(".")[0] for path in modules}
     for name, size in yardstick.sizes.items():
-        if "@" in name:
+        if name in yardstick.flow.handed:
             continue
         path, _, point = name.partition("#")
         leaf = not point and not any(parent == path or parent.startswith(f"{path}.") for parent in parents)

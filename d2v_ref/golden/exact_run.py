@@ -1,4 +1,4 @@
-"""The float64 run of a record: the yardstick, what each module is given, and how far a module alone may be off."""
+"""The float64 run of a record: the yardstick of its arrays, and how far a module alone may be off."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 from d2v_ref.golden.bounds import FORMATS, LOSSES, Exact, RoundingProbe, gap, largest
-from d2v_ref.golden.bundle import sha256
+from d2v_ref.golden.flow import Flow
 from d2v_ref.golden.spool import Spool
-from d2v_ref.nn import Module, recorder, unrecorded
+from d2v_ref.nn import Module, unrecorded
 from d2v_ref.nn.module import is_array
 from d2v_ref.pretrained import PreTrainedModel
 
 _MANY = 4096  # numbers: an array of more has enough random errors in two draws
 
 
-class ExactRun:
+class ExactRun(Flow):
     """Runs a model in float64 and finds out what a manifest says of its arrays.
-
-    What a module is given is an array of its own, ``path#parameter``, only where it is none that was there before.
 
     Args:
         model: in any dtype.
@@ -33,8 +31,6 @@ class ExactRun:
         exact: where arrays are kept.
 
     Attributes:
-        given: of each module whose arrays are all kept: parameter -> the name of the array that it was given.
-        handed: the names of arrays that are kept for having been given.
         alone: of each module without parts: format -> how far it may be off if what it is given is right.
     """
 
@@ -46,58 +42,40 @@ class ExactRun:
         taps: Sequence[str],
         exact: Spool,
     ) -> None:
-        self._model, self._taps, self._exact = model.with_ops(Exact()), taps, exact
+        super().__init__(self._add, arrays)
+        self._model, self._taps, self._exact = model, taps, exact
         self._probes = {port: model.with_ops(RoundingProbe(FORMATS[port], 0)) for port in ports}
         self._modules = {port: dict(probe.named_modules()) for port, probe in self._probes.items()}
         self._calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}  # of modules that run now
-        self._passed_over: dict[str, None] = {}
-        self.given: dict[str, dict[str, str]] = {}
-        self.handed: set[str] = set()
+        self._passed_over: list[str] = []
         self.alone: dict[str, dict[str, float]] = {}
-        self._places: dict[tuple[Any, ...], str] = {}  # what an array holds -> its name
-        for name, array in arrays.items():
-            self._places[_contents(array)] = name
-            if array.dtype.kind == "f":
-                self._places[_contents(array.astype(np.float64))] = name
 
-    def run(self, arguments: dict[str, Any]) -> None:
+    def follow(self, arguments: dict[str, Any]) -> None:
         """Run it once.
 
         Raises:
             InputError: no name matches a pattern, or the model does not take the arguments.
         """
-        with recorder(self._see, self._witness):
-            self._model(**arguments)
+        self.run(self._model.with_ops(Exact()), arguments)
         if not self._exact:
-            taps, names = self._taps, list(self._passed_over)
+            taps, names = self._taps, self._passed_over
             close = difflib.get_close_matches(taps[0], names, 3, 0.3) or names[:3]
             raise InputError("no array's name matches", got=", ".join(taps), expected=f"such as {', '.join(close)}")
 
-    def _see(self, name: str, value: np.ndarray) -> None:
+    def _add(self, name: str, value: np.ndarray) -> bool:
         call = self._calls.pop(name, None)
         if not matches(name, self._taps):
-            self._passed_over[name] = None
-            return
+            self._passed_over.append(name)
+            return False
         self._exact.add(name, value)
-        self._places[_contents(value)] = name
         if call is not None and value.dtype.kind == "f":
             self.alone[name] = {port: self._off_alone(port, name, value, *call) for port in self._probes}
+        return True
 
-    def _witness(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not module.path:  # what the model itself is given are the inputs
-            return
+    def witness(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(list(module.named_modules())) == 1 and module.path not in LOSSES:
             self._calls[module.path] = args, kwargs
-        given, arrays = {}, module.arguments(args, kwargs)
-        for parameter, value in arrays.items():
-            contents = _contents(value)
-            if contents not in self._places:
-                self._see(f"{module.path}#{parameter}", value)
-                self.handed.add(f"{module.path}#{parameter}")
-            if contents in self._places:
-                given[parameter] = self._places[contents]
-        if len(given) == len(arrays):
-            self.given[module.path] = given
+        super().witness(module, args, kwargs)
 
     def _off_alone(
         self, port: str, path: str, exact: np.ndarray, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -114,10 +92,6 @@ class ExactRun:
                 out = module.forward(*map(stored, args), **{name: stored(value) for name, value in kwargs.items()})
             worst = max(worst, gap(module.shown(out), exact))
         return 2 * worst
-
-
-def _contents(array: np.ndarray) -> tuple[Any, ...]:
-    return array.shape, array.dtype.name, sha256(array)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

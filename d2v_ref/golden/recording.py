@@ -102,7 +102,7 @@ def record(
         Spool(temporary / "stored") as stored,
     ):
         yardstick = ExactRun(model, ports(dtype), arrays, taps, exact)
-        yardstick.run(given)
+        yardstick.follow(given)
         advance(1)
         tell_arrays(model, given, see, exact)
         advance(1)
