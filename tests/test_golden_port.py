@@ -157,6 +157,7 @@ def test_a_command(bundle: Path, taps: dict[str, np.ndarray]) -> None:
             says="the port's command failed (got exit code 1, no card)", code=3)  # fmt: skip
     refused(*check, f"{python} -c 1 {{inputs}}", says="wrote nothing", code=3)
     refused(*check, "./nope {inputs}", says="can't be run: No such file", code=3)
+    refused(*check, "./nope '{inputs}", says="is no command: No closing quotation")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,8 @@ def test_no_array_compared_is_a_failure(found: dict[str, Any], bundle: Path) -> 
     report = golden.check_port(bundle, lambda inputs: found, taps=["nothing of this name"])
     assert (report.passed, report.first) == (False, None)
     assert {row.status for row in report.rows} == {golden.UNOBSERVABLE}
-    assert d2v("golden", "check", bundle, "--taps", "nothing of this name").code == 1
+    result = d2v("golden", "check", bundle, "--taps", "nothing of this name")
+    assert (result.code, result.out.splitlines()[-1]) == (1, "no array was compared")
 
 
 def test_numbers_that_are_not_finite_come_first(bundle: Path, taps: dict[str, np.ndarray]) -> None:

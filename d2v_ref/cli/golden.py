@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +166,7 @@ def check(
     elif given or ctx.get_parameter_source("backend") is not ParameterSource.DEFAULT:
         raise InputError("are for a run of ours, not for --against", got=", ".join(given) or "--backend")
     else:
+        sys.path.insert(0, os.getcwd())  # where the user's own modules lie, as with python -m
         with progress("golden check", _modules(bundle) if isolate else 1) as advance:
             report = check_port(bundle, against, dtype=run["dtype"], taps=taps, names=names,
                                 match=suggest is not None, isolate=isolate, progress=advance)  # fmt: skip

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -103,9 +102,6 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _import(text: str) -> Callable[..., Any]:
     module, _, name = text.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:  # where the user's own modules lie, as with python -m
-        sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -135,7 +131,10 @@ def _words(error: BaseException) -> str:
 
 
 def _command(text: str) -> Port:
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"is no command: {error}", path=text, expected=KINDS) from None
 
     def run(inputs: Arrays, module: str | None) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

@@ -121,7 +121,7 @@ class Report:
         row, odd = self.first, self.first_not_finite
         lines = [f"the first that is not finite: {odd.name} ({odd.module}): {odd.reason}"] if odd is not None else []
         if row is None:
-            return lines if self.rows else ["nothing was compared"]
+            return lines if self.passed else [*lines, "no array was compared"]
         if row.status == MISSING:
             hint = "what can't be shown is left out with --taps '!name'"
             return [*lines, f"missing: {row.name} ({row.module}) was not given; {hint}"]
