@@ -34,7 +34,8 @@ def hold(x: np.ndarray, form: str, tally: Any) -> None:
     nan = np.isnan(want)
     np.testing.assert_array_equal(np.isnan(got), nan)
     np.testing.assert_array_equal(got[~nan].view(np.uint32), want[~nan].view(np.uint32))
-    tally[f"storage, {form}"].cases += x.size
+    tally[f"storage, {form}"].cases += 1
+    tally[f"storage, {form}"].arrays += 1
 
 
 @EACH
