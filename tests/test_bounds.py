@@ -598,6 +598,16 @@ def test_weights_as_they_are_stored_give_what_weights_in_float64_give(name: str)
         np.testing.assert_allclose(got[key], value, rtol=1e-11, atol=1e-12, err_msg=key)
 
 
+@pytest.mark.parametrize("piece", [1, 7, 30, 1000])
+def test_a_large_product_is_computed_in_pieces(piece: int) -> None:
+    random = np.random.default_rng(0)
+    x, weight = random.normal(size=(2, 3, 5)), random.normal(size=(11, 5)).astype("f4")
+    for bias in (None, random.normal(size=11).astype("f4")):
+        want = EXACT.linear(x, weight.astype("f8"), None if bias is None else bias.astype("f8"))
+        with mock.patch("d2v_ref.golden.bounds._PIECE", piece):
+            np.testing.assert_allclose(Exact().linear(x, weight, bias), want, rtol=1e-14, atol=1e-14)
+
+
 def test_every_operation_that_rounds_is_probed() -> None:
     """Those that move or choose numbers do not round, and the fused ones are made of the others."""
     exact = {"to_numpy", "prepare", "concatenate", "split_heads", "identity", "max_pool2d"}

@@ -43,6 +43,7 @@ FORMATS = {
     "float16": Format(2.0**-11, 2.0**-14, True, 4),
     "bfloat16": Format(2.0**-8, 2.0**-126, True, 4),
 }
+_PIECE = 1 << 22  # numbers of a weight that are converted at a time
 LOSSES = ("loss", "#loss", "objective")  # the names of those that are computed of the logits, by no operation
 
 RULE = (
@@ -69,6 +70,24 @@ class Exact(Ops):
 
     def weight(self, x: np.ndarray) -> Array:
         return x
+
+    def linear(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array = None,
+        activation: str | None = None,
+        residual: Array = None,
+        scale: Array = None,
+    ) -> Array:
+        rows, step = weight.shape[0], max(1, _PIECE // weight.shape[1])
+        if rows <= step or activation is not None or residual is not None or scale is not None:
+            return super().linear(x, weight, bias, activation, residual, scale)
+        # A vocabulary's matrix in float64 is as large as the rest of the model: some outputs at a time.
+        starts, product = range(0, rows, step), super().linear
+        biases = [None if bias is None else bias[i : i + step] for i in starts]
+        parts = [product(x, weight[i : i + step], b) for i, b in zip(starts, biases, strict=True)]
+        return np.concatenate(parts, axis=-1)
 
     # Where weights meet weights, NumPy would compute in their own dtype.
 
