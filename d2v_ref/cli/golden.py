@@ -154,9 +154,12 @@ def check(
     Exit code 0 if every array passed, 1 if one differs, is missing, or none was compared, 2 for wrong use, 3 if the
     port or a package can't be run.
     """
+    from d2v_ref import pages
     from d2v_ref.checkpoints import write_json
     from d2v_ref.golden import check, check_port, output
 
+    if html is not None:
+        pages.new_figure()  # before anything is computed: a package may be missing
     own = {"model": run["model"], "revision": run["revision"], "cache_dir": run["cache_dir"]}
     given = [f"--{name.replace('_', '-')}" for name, value in own.items() if value is not None]
     if against is None:

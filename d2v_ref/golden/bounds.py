@@ -71,18 +71,10 @@ class Exact(Ops):
     def weight(self, x: np.ndarray) -> Array:
         return x
 
-    def linear(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array = None,
-        activation: str | None = None,
-        residual: Array = None,
-        scale: Array = None,
-    ) -> Array:
+    def linear(self, x: Array, weight: Array, bias: Array = None, *fused: Any, **named: Any) -> Array:
         rows, step = weight.shape[0], max(1, _PIECE // weight.shape[1])
-        if rows <= step or activation is not None or residual is not None or scale is not None:
-            return super().linear(x, weight, bias, activation, residual, scale)
+        if rows <= step or fused or named:  # a recorded run does not fuse
+            return super().linear(x, weight, bias, *fused, **named)
         # A vocabulary's matrix in float64 is as large as the rest of the model: some outputs at a time.
         starts, product = range(0, rows, step), super().linear
         biases = [None if bias is None else bias[i : i + step] for i in starts]
