@@ -772,7 +772,8 @@ class TDNNLayer(Module):
         self.activation = Activation("relu")
 
     def forward(self, x: Array) -> Array:
-        weight = self.kernel.weight.reshape(-1, self.taps, x.shape[2]).swapaxes(1, 2)  # (C', C, k)
+        weight = self.ops.asarray(self.kernel.weight)  # which a backend may keep in a format that only operations take
+        weight = weight.reshape(-1, self.taps, x.shape[2]).swapaxes(1, 2)  # (C', C, k)
         return self.activation(self.ops.conv1d(x, weight, self.kernel.bias, dilation=self.dilation))
 
 

@@ -171,6 +171,7 @@ class Module:
             if id(source) not in converted:
                 converted[id(source)] = ops.weight(source.numpy() if hasattr(source, "numpy") else source)
             setattr(module, attribute, converted[id(source)])
+        converted.clear()  # a weight that a backend keeps in another format is freed, one after the other
         for _, module in self.named_modules():
             ops.prepare(module)
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -54,6 +55,18 @@ ACTIVATIONS = {
 
 # Elements that a convolution works on at a time: its windows stay in a processor's cache, however long the signal is.
 _BLOCK = 1 << 20
+
+
+class Kernels(NamedTuple):
+    """What a backend compiles when it is first needed, and how to have it compiled before.
+
+    Attributes:
+        folder: where it is kept.
+        compilers: for each kernel, what compiles it, and returns whether it did or it was there.
+    """
+
+    folder: Path
+    compilers: dict[str, Callable[[], bool]]
 
 
 class Ops:
@@ -222,14 +235,7 @@ class Ops:
 
         x (..., K), weight (N, K), bias and scale (N,), residual (..., N) -> (..., N).
         """
-        if x.shape[-1:] != weight.shape[1:]:
-            raise InputError(
-                "linear: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[1]})"
-            )
-        out = (*x.shape[:-1], weight.shape[0])
-        for what, other, shape in (("bias", bias, out[-1:]), ("scale", scale, out[-1:]), ("residual", residual, out)):
-            if other is not None and other.shape != shape:
-                raise InputError(f"linear: the {what} does not fit the output", got=other.shape, expected=shape)
+        check_linear(x, weight, bias, residual, scale)
         y = x @ weight.T
         if bias is not None:
             y += bias
@@ -248,10 +254,7 @@ class Ops:
 
         x (..., D), weight and bias (D,), or both None for 1 and 0 -> (..., D).
         """
-        if weight is not None and x.shape[-1:] != weight.shape:
-            raise InputError(
-                "layer_norm: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[0]})"
-            )
+        check_layer_norm(x, weight)
         y = x - x.mean(-1, keepdims=True)
         var = np.square(y).mean(-1, keepdims=True)
         y /= np.sqrt(var + eps)
@@ -282,14 +285,10 @@ class Ops:
         Returns:
             (B, T', O) with T' = floor((T + 2 padding - dilation (k - 1) - 1) / stride) + 1.
         """
+        check_conv1d("conv1d", x, weight, bias, padding, dilation, groups)
         outputs, width, taps = weight.shape
         span = dilation * (taps - 1) + 1
-        if x.ndim != 3 or x.shape[2] != width * groups or outputs % groups:
-            expected = f"(B, T, {width * groups})"
-            raise InputError("conv1d: the channels do not fit the weight", got=x.shape, expected=expected)
-        if bias is not None and bias.shape != (outputs,):
-            raise InputError("conv1d: the bias does not fit the output", got=bias.shape, expected=(outputs,))
-        x = _padded("conv1d", x, padding, span)
+        x = _padded(x, padding)
         windows = np.lib.stride_tricks.sliding_window_view(x, span, axis=1)[:, ::stride, :, ::dilation]
         windows = windows.swapaxes(2, 3)  # (B, T', k, C), a view: no window is copied yet
         batch, frames = windows.shape[:2]
@@ -308,8 +307,9 @@ class Ops:
 
         ``conv`` and ``norm`` are modules, so that a backend finds what it prepared for them.
         """
+        check_conv1d("conv_norm_act", x, conv.weight, conv.bias, conv.padding, 1, conv.groups)
         taps, outputs = conv.weight.shape[2], conv.weight.shape[0]
-        x = _padded("conv_norm_act", x, conv.padding, taps)
+        x = _padded(x, conv.padding)
         frames = (x.shape[1] - taps) // conv.stride + 1
         out = np.empty((x.shape[0], frames, outputs), x.dtype)
         for start, stop in _blocks(frames, x.shape[0] * max(taps * x.shape[2], outputs)):
@@ -384,11 +384,7 @@ class Ops:
         Returns:
             The context (B, T, D), and the probabilities (B, H, T, S), or None where they are not wanted.
         """
-        _check_heads("attention", heads, q, k, v)
-        full = (q.shape[0], heads, q.shape[1], k.shape[1])
-        for what, x in (("mask", mask), ("bias", bias), ("head_mask", head_mask)):
-            if x is not None and not _broadcasts(x.shape, full):
-                raise InputError(f"attention: the {what} does not fit the scores", got=x.shape, expected=full)
+        check_attention(q, k, v, heads, mask, bias, head_mask)
         q, k, v = (self.split_heads(x, heads) for x in (q, k, v))
         scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, T, S)
         if bias is not None:
@@ -419,7 +415,7 @@ class Ops:
         Returns:
             (B, H, T, S).
         """
-        _check_heads("relative_key_bias", heads, q, k)
+        check_heads("relative_key_bias", heads, q, k)
         if weight.shape[1:] != (q.shape[2] // heads,):
             expected = f"(2 P - 1, {q.shape[2] // heads})"
             raise InputError("relative_key_bias: the table does not fit the heads", got=weight.shape, expected=expected)
@@ -450,17 +446,10 @@ class Ops:
         Returns:
             (B, H', W', O) with H' = floor((H + 2 padding - kh) / s0) + 1.
         """
+        check_conv2d(x, weight, bias, padding)
         outputs, channels, *kernel = weight.shape
-        if x.ndim != 4 or x.shape[3] != channels:
-            expected = f"(B, H, W, {channels})"
-            raise InputError("conv2d: the channels do not fit the weight", got=x.shape, expected=expected)
-        if bias is not None and bias.shape != (outputs,):
-            raise InputError("conv2d: the bias does not fit the output", got=bias.shape, expected=(outputs,))
         if padding:
             x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-        if x.shape[1] < kernel[0] or x.shape[2] < kernel[1]:
-            expected = f"at least {kernel[0]} x {kernel[1]}, padding included"
-            raise InputError("conv2d: the map is smaller than the kernel", got=x.shape[1:3], expected=expected)
         windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(1, 2))[:, :: stride[0], :: stride[1]]
         windows = windows.transpose(0, 1, 2, 4, 5, 3)  # (B, H', W', kh, kw, C), a view: no window is copied yet
         batch, height, width = windows.shape[:3]
@@ -478,10 +467,8 @@ class Ops:
 
         x (B, H, W, C), weight (C, O, k, k), bias (O,) -> (B, k H, k W, O).
         """
-        channels, outputs, k, across = weight.shape
-        if x.ndim != 4 or x.shape[3] != channels or k != across:
-            expected = f"(B, H, W, {channels}), and a square kernel"
-            raise InputError("conv_transpose2d: the map does not fit the weight", got=x.shape, expected=expected)
+        check_conv_transpose2d(x, weight)
+        channels, outputs, k, _ = weight.shape
         batch, height, width = x.shape[:3]
         matrix = weight.transpose(0, 2, 3, 1).reshape(channels, -1)  # (C, k k O)
         tiles = (x.reshape(-1, channels) @ matrix).reshape(batch, height, width, k, k, outputs)
@@ -512,7 +499,7 @@ class Ops:
 
         (B, H, W, C) -> (B, H // size, W // size, C).
         """
-        _check_map("max_pool2d", x)
+        check_map("max_pool2d", x)
         batch, height, width, channels = x.shape
         height, width = height // size, width // size
         if not height or not width:
@@ -525,7 +512,7 @@ class Ops:
 
         (B, H, W, C) -> (B, size, size, C) (torch.nn.AdaptiveAvgPool2d).
         """
-        _check_map("adaptive_avg_pool2d", x)
+        check_map("adaptive_avg_pool2d", x)
         for axis in (1, 2):
             length = x.shape[axis]
             cells = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
@@ -541,7 +528,7 @@ class Ops:
 
         (B, H, W, C) -> (B, H', W', C).
         """
-        _check_map("resize", x)
+        check_map("resize", x)
         rows, columns = (self._interpolation(x.shape[axis], size[axis - 1], mode) for axis in (1, 2))
         batch, height, width, channels = x.shape
         x = (rows @ x.reshape(batch, height, width * channels)).reshape(-1, width, channels)  # (B H', W, C)
@@ -568,6 +555,11 @@ class Ops:
         return self.asarray(matrix)
 
     @classmethod
+    def kernels(cls, dtype: str) -> Kernels | None:
+        """What computing in this dtype compiles, or None for a backend that compiles nothing."""
+        return None
+
+    @classmethod
     def overrides(cls) -> list[str]:
         """The operations that a backend computes itself; the rest are the definitions above."""
         methods = [name for name, value in vars(Ops).items() if inspect.isfunction(value) and not name.startswith("_")]
@@ -581,11 +573,8 @@ def _keys(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
     return np.where(distance <= 1, near, far)
 
 
-def _padded(operation: str, x: Array, padding: int, span: int) -> Array:
-    """x (B, T, C) with zeros before and after, long enough for a kernel that spans so many frames."""
-    if x.ndim != 3 or x.shape[1] + 2 * padding < span:
-        expected = f"(B, at least {span - 2 * padding}, C)"
-        raise InputError(f"{operation}: the signal is shorter than the kernel", got=x.shape, expected=expected)
+def _padded(x: Array, padding: int) -> Array:
+    """x (B, T, C) with zeros before and after."""
     return np.pad(x, ((0, 0), (padding, padding), (0, 0))) if padding else x
 
 
@@ -596,12 +585,85 @@ def _blocks(frames: int, elements: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, frames)
 
 
-def _check_map(operation: str, x: Array) -> None:
+# What an operation takes, in one place for the definition and for the backends that compute it otherwise.
+
+
+def check_linear(x: Array, weight: Array, bias: Array, residual: Array, scale: Array) -> None:
+    """x (..., K), weight (N, K), bias and scale (N,), residual (..., N), or InputError."""
+    if x.shape[-1:] != weight.shape[1:]:
+        raise InputError(
+            "linear: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[1]})"
+        )
+    out = (*x.shape[:-1], weight.shape[0])
+    for what, other, shape in (("bias", bias, out[-1:]), ("scale", scale, out[-1:]), ("residual", residual, out)):
+        if other is not None and other.shape != shape:
+            raise InputError(f"linear: the {what} does not fit the output", got=other.shape, expected=shape)
+
+
+def check_layer_norm(x: Array, weight: Array) -> None:
+    """x (..., D) and weight (D,), or InputError."""
+    if weight is not None and x.shape[-1:] != weight.shape:
+        raise InputError(
+            "layer_norm: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[0]})"
+        )
+
+
+def check_conv1d(
+    operation: str, x: Array, weight: Array, bias: Array, padding: int, dilation: int, groups: int
+) -> None:
+    """x (B, T, C), weight (O, C / g, k) and bias (O,), for a signal that the kernel fits in, or InputError."""
+    outputs, width, taps = weight.shape
+    span = dilation * (taps - 1) + 1
+    if x.ndim != 3 or x.shape[2] != width * groups or outputs % groups:
+        expected = f"(B, T, {width * groups})"
+        raise InputError(f"{operation}: the channels do not fit the weight", got=x.shape, expected=expected)
+    if bias is not None and bias.shape != (outputs,):
+        raise InputError(f"{operation}: the bias does not fit the output", got=bias.shape, expected=(outputs,))
+    if x.shape[1] + 2 * padding < span:
+        expected = f"(B, at least {span - 2 * padding}, C)"
+        raise InputError(f"{operation}: the signal is shorter than the kernel", got=x.shape, expected=expected)
+
+
+def check_conv2d(x: Array, weight: Array, bias: Array, padding: int) -> None:
+    """x (B, H, W, C), weight (O, C, kh, kw) and bias (O,), for a map that the kernel fits in, or InputError."""
+    outputs, channels, *kernel = weight.shape
+    if x.ndim != 4 or x.shape[3] != channels:
+        expected = f"(B, H, W, {channels})"
+        raise InputError("conv2d: the channels do not fit the weight", got=x.shape, expected=expected)
+    if bias is not None and bias.shape != (outputs,):
+        raise InputError("conv2d: the bias does not fit the output", got=bias.shape, expected=(outputs,))
+    size = tuple(length + 2 * padding for length in x.shape[1:3])
+    if size[0] < kernel[0] or size[1] < kernel[1]:
+        expected = f"at least {kernel[0]} x {kernel[1]}, padding included"
+        raise InputError("conv2d: the map is smaller than the kernel", got=size, expected=expected)
+
+
+def check_conv_transpose2d(x: Array, weight: Array) -> None:
+    """x (B, H, W, C) and weight (C, O, k, k), or InputError."""
+    channels, _, k, across = weight.shape
+    if x.ndim != 4 or x.shape[3] != channels or k != across:
+        expected = f"(B, H, W, {channels}), and a square kernel"
+        raise InputError("conv_transpose2d: the map does not fit the weight", got=x.shape, expected=expected)
+
+
+def check_attention(
+    q: Array, k: Array, v: Array, heads: int, mask: Array, bias: Array, head_mask: Array
+) -> tuple[int, int, int, int]:
+    """q (B, T, D), k and v (B, S, D), the others broadcasting to (B, H, T, S), or InputError -> (B, H, T, S)."""
+    check_heads("attention", heads, q, k, v)
+    full = (q.shape[0], heads, q.shape[1], k.shape[1])
+    for what, x in (("mask", mask), ("bias", bias), ("head_mask", head_mask)):
+        if x is not None and not _broadcasts(x.shape, full):
+            raise InputError(f"attention: the {what} does not fit the scores", got=x.shape, expected=full)
+    return full
+
+
+def check_map(operation: str, x: Array) -> None:
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise InputError(f"{operation}: not a map", got=x.shape, expected="(B, H, W, C), H and W of 1 or more")
 
 
-def _check_heads(operation: str, heads: int, q: Array, *others: Array) -> None:
+def check_heads(operation: str, heads: int, q: Array, *others: Array) -> None:
     """q (B, T, D) and keys and values (B, S, D), with a D that divides among the heads."""
     if q.ndim != 3 or q.shape[2] % heads:
         expected = f"(B, T, a multiple of {heads} heads)"

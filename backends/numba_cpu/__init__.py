@@ -1,0 +1,353 @@
+"""The backend "numba": every operation as kernels that Numba compiles for this processor, and no BLAS beside them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+import numpy as np
+from d2v_backends.numba_cpu import attention as attending
+from d2v_backends.numba_cpu import cache, convolutions, products
+from d2v_backends.numba_cpu.compiling import Kernel
+from d2v_backends.numba_cpu.elementwise import CODES
+from d2v_backends.numba_cpu.operands import address, distance, own, result, rows_of
+from d2v_backends.numba_cpu.packing import Packed, aligned
+from d2v_backends.numba_cpu.row_ops import RowOps
+from d2v_backends.numba_cpu.target import TARGET
+from d2v_backends.numba_cpu.threads import launch
+
+from d2v_ref.errors import BackendError, InputError
+from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, Embedding, LayerNorm, Linear, Module
+from d2v_ref.ops import ACTIVATIONS
+from d2v_ref.ops.definitions import Kernels, check_attention, check_conv1d, check_conv2d, check_linear
+
+Array = Any
+
+SMALL = 1 << 17  # multiply-adds that one thread has done before others have begun
+
+
+class NumbaOps(RowOps):
+    """Operations in compiled kernels, of float32 or float64, on this processor's cores.
+
+    The same bits come out for every number of threads: a task owns its outputs, and each is summed in one order.
+    """
+
+    name: ClassVar[str] = "numba"
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64", "bfloat16")
+
+    def __init__(self, dtype: str = "float32", threads: int | None = None) -> None:
+        self.paired = dtype == "bfloat16"
+        if self.paired and not TARGET.bfloat16:
+            hint = "Ask for float32, which this processor computes as fast"
+            raise BackendError("bfloat16 needs AVX512_BF16", got=TARGET.name, expected="avx512 with bf16", hint=hint)
+        super().__init__("float32" if self.paired else dtype, threads)
+        self._rooms = threading.local()
+        self._tables: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
+
+    @classmethod
+    def kernels(cls, dtype: str) -> Kernels:
+        letter = np.dtype("float32" if dtype == "bfloat16" else dtype).char
+        compilers: dict[str, Callable[[], bool]] = {"run": partial(launch, ahead=True)}
+        for kernel in Kernel.made.values():
+            # In bfloat16, what has no whole pairs is computed in float32.
+            pairs = [np.dtype(np.int32).char + letter] if dtype == "bfloat16" and kernel.likes == 2 else []
+            for likes in (*pairs, letter * kernel.likes):
+                compilers[f"{kernel.name}-{likes}"] = partial(kernel.compile, likes, ahead=True)
+        return Kernels(cache.folder(), compilers)
+
+    # ---- weights -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, module: Module) -> None:
+        """Packs the weights of products.  A table that embeddings are read from stays as it is, if it is tied."""
+        if isinstance(module, Embedding):
+            self._tables[id(module.weight)] = module.weight
+        elif isinstance(module, Linear | Conv1d | Conv2d) and id(module.weight) not in self._tables:
+            groups = module.groups if isinstance(module, Conv1d) else 1
+            module.weight = Packed(module.weight, groups, self.threads, self._pairs(module.weight))
+
+    def _pairs(self, weight: Array) -> bool:
+        """Whether a weight is rounded to pairs of bfloat16: of a convolution, where a frame has whole ones."""
+        return self.paired and (len(weight.shape) == 2 or (len(weight.shape) == 3 and weight.shape[1] % 2 == 0))
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return np.asarray(x)
+
+    def _packed(self, weight: Array, groups: int = 1) -> Packed:
+        """A convolution's weight in panels; one that no module owns is packed for the call."""
+        if isinstance(weight, Packed):
+            return weight
+        return Packed(own("a weight", weight, self.dtype), groups, self.threads, self._pairs(weight))
+
+    # ---- products ----------------------------------------------------------------------------------------------------
+
+    def linear(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array = None,
+        activation: str | None = None,
+        residual: Array = None,
+        scale: Array = None,
+    ) -> Array:
+        check_linear(x, weight, bias, residual, scale)
+        code = self._code(activation)
+        outputs = weight.shape[0]
+        x = rows_of("linear", x, self.dtype)
+        y = result((*x.shape[:-1], outputs), self.dtype)
+        if not y.size:
+            return y
+        if not isinstance(weight, Packed):
+            weight = own("linear", weight, self.dtype, contiguous=True)
+        residual = None if residual is None else rows_of("linear", residual, self.dtype)
+        self._products(x, [(weight, self._vector(bias), y)], code, self._vector(scale), residual)
+        return y
+
+    def project(self, x: Array, *linears: Linear) -> tuple[Array, ...]:
+        x = rows_of("linear", x, self.dtype)
+        packed = all(isinstance(linear.weight, Packed) for linear in linears)
+        if not packed or len(linears) > 3 or not x.size:
+            return super().project(x, *linears)
+        parts = []
+        for linear in linears:
+            check_linear(x, linear.weight, linear.bias, None, None)
+            y = result((*x.shape[:-1], linear.weight.shape[0]), self.dtype)
+            parts.append((linear.weight, self._vector(linear.bias), y))
+        self._products(x, parts, CODES["identity"], None, None)
+        return tuple(y for _, _, y in parts)
+
+    def _products(
+        self,
+        x: np.ndarray,
+        parts: list[tuple[Packed | np.ndarray, Array, np.ndarray]],
+        activation: int,
+        scale: Array,
+        residual: Array,
+    ) -> None:
+        """Several products of one x, each with its weight, its bias and where it goes, in one parallel loop."""
+        depth, wide = x.shape[-1], TARGET.width(self.dtype.itemsize)
+        rows = math.prod(x.shape[:-1])
+        packed = isinstance(parts[0][0], Packed)
+        outputs = [weight.shape[0] for weight, _, _ in parts]
+        threads = 1 if rows * sum(outputs) * depth < SMALL else self.threads
+        at_x = (address(x), distance(x))
+        if self.paired:
+            pairs = aligned(rows * ((depth + 1) // 2), np.dtype(np.int32))
+            products.pair_all(threads, at_x, address(pairs), rows, depth, self.like)
+            at_x = (address(pairs), (depth + 1) // 2)
+        table = [
+            number
+            for weight, bias, y in parts
+            for number in (
+                weight.address if isinstance(weight, Packed) else address(weight),
+                *(address(bias), address(y), distance(y), weight.shape[0]),
+            )
+        ]
+        panels = sum(-(-n // wide) for n in outputs)
+        blocks = min(-(-rows // products.ROWS), max(-(-rows // products.BLOCK), -(-4 * threads // panels)))
+        room = products.linear_room(rows, depth, blocks, wide, packed)
+        products.linear(
+            threads,
+            at_x,
+            (*table, *(0,) * (15 - len(table))),
+            *(packed, activation, address(scale)),
+            (0, 0) if residual is None else (address(residual), distance(residual)),
+            *(rows, depth, panels, blocks, threads, self._scratch(threads * room), room),
+            *(np.int32(0) if self.paired else self.like, self.like),
+        )
+
+    def _scratch(self, count: int) -> int:
+        """The address of room for so many numbers, which stays with the calling thread until it needs more."""
+        memory = getattr(self._rooms, "memory", None)
+        if memory is None or memory.size < count:
+            memory = self._rooms.memory = aligned(count, self.dtype)
+            self._rooms.address = address(memory)
+        return self._rooms.address
+
+    # ---- attention ---------------------------------------------------------------------------------------------------
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        heads: int,
+        *,
+        mask: Array = None,
+        causal: bool = False,
+        bias: Array = None,
+        head_mask: Array = None,
+        probs: bool = False,
+    ) -> tuple[Array, Array]:
+        full = check_attention(q, k, v, heads, mask, bias, head_mask)
+        batch, _, length, keys = full
+        size = q.shape[2] // heads
+        q, k, v = (rows_of("attention", x, self.dtype) for x in (q, k, v))
+        context = np.empty(q.shape, self.dtype)
+        p = np.empty(full, self.dtype) if probs else None
+        if not context.size:
+            return context, p
+        if not keys:
+            raise InputError("attention: no key to attend to", got=k.shape, expected="(B, 1 or more, D)")
+        bias, bias_strides = self._spread(bias, full, self.dtype)
+        mask, mask_strides = self._spread(mask, full, np.dtype(bool))
+        head_mask, factor_strides = self._spread(head_mask, full, self.dtype)
+        threads = 1 if 2 * context.size * keys < SMALL else self.threads
+        pieces = min(-(-length // attending.QUERIES), -(-4 * threads // (batch * heads)))
+        lanes, wide = TARGET.lanes(self.dtype.itemsize), TARGET.width(self.dtype.itemsize)
+        room = attending.attention_room(keys, size, lanes, wide)
+        attending.attention(
+            threads,
+            *((address(x), distance(x)) for x in (q, k, v)),
+            *(batch, heads, length, keys, size),
+            size**-0.5,
+            causal,
+            (address(bias), *bias_strides),
+            (address(mask), *mask_strides),
+            (address(head_mask), *factor_strides),
+            *(address(p), address(context)),
+            *(pieces, self._scratch(threads * room), room),
+            *(np.int32(0) if self.paired else self.like, self.like),
+        )
+        return context, p
+
+    def _spread(self, x: Array, full: tuple[int, ...], dtype: np.dtype) -> tuple[Array, tuple[int, ...]]:
+        """An array that broadcasts to ``full``, and the distances of its numbers along the four axes."""
+        if x is None:
+            return None, (0, 0, 0, 0)
+        if x.dtype != dtype:
+            raise InputError("attention: another dtype than it takes", got=x.dtype, expected=dtype)
+        strides = np.broadcast_to(x, full).strides
+        if any(stride % dtype.itemsize for stride in strides):
+            x = np.ascontiguousarray(x)
+            strides = np.broadcast_to(x, full).strides
+        return x, tuple(stride // dtype.itemsize for stride in strides)
+
+    # ---- convolutions ------------------------------------------------------------------------------------------------
+
+    def conv1d(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array = None,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> Array:
+        check_conv1d("conv1d", x, weight, bias, padding, dilation, groups)
+        return self._conv1d(x, self._packed(weight, groups), bias, stride, padding, dilation, None, 0)
+
+    def conv_norm_act(self, x: Array, conv: Conv1d, norm: LayerNorm, activation: str) -> Array:
+        check_conv1d("conv_norm_act", x, conv.weight, conv.bias, conv.padding, 1, conv.groups)
+        weight = self._packed(conv.weight, conv.groups)
+        return self._conv1d(x, weight, conv.bias, conv.stride, conv.padding, 1, norm, self._code(activation))
+
+    def _conv1d(
+        self,
+        x: Array,
+        weight: Packed,
+        bias: Array,
+        stride: int,
+        padding: int,
+        dilation: int,
+        norm: LayerNorm | None,
+        activation: int,
+    ) -> Array:
+        x = own("conv1d", x, self.dtype, contiguous=True)
+        batch, frames, channels = x.shape
+        outputs, inside, taps = weight.shape
+        made = (frames + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+        y = np.empty((batch, made, outputs), self.dtype)
+        if not y.size:
+            return y
+        bias = self._vector(bias)
+        threads = 1 if y.size * taps * inside < SMALL else self.threads
+        longest = min(192, max(products.ROWS, -(-batch * made // (4 * threads))))
+        blocks = -(-made // longest)
+        wide = TARGET.width(self.dtype.itemsize)
+        room = convolutions.conv1d_room(-(-made // blocks), inside, taps, stride, dilation > 1, wide)
+        scale, shift = (None, None) if norm is None else (self._vector(norm.weight), self._vector(norm.bias))
+        convolutions.conv1d(
+            threads,
+            *(address(x), batch, frames, channels, weight.address, address(bias), outputs, taps),
+            *(stride, padding, dilation, weight.groups),
+            *(norm is not None, address(scale), address(shift), 0.0 if norm is None else norm.eps, activation),
+            *(address(y), made, blocks, self._scratch(threads * room), room),
+            *(np.int32(0) if weight.paired else self.like, self.like),
+        )
+        return y
+
+    def conv2d(
+        self, x: Array, weight: Array, bias: Array = None, stride: tuple[int, int] = (1, 1), padding: int = 0
+    ) -> Array:
+        check_conv2d(x, weight, bias, padding)
+        return self._conv2d(x, self._packed(weight), bias, stride, padding, None, 0)
+
+    def conv2d_norm_act(self, x: Array, conv: Conv2d, norm: BatchNorm2d, activation: str) -> Array:
+        check_conv2d(x, conv.weight, conv.bias, conv.padding)
+        code = self._code(activation)
+        return self._conv2d(x, self._packed(conv.weight), conv.bias, conv.stride, conv.padding, norm, code)
+
+    def _conv2d(
+        self,
+        x: Array,
+        weight: Packed,
+        bias: Array,
+        stride: tuple[int, int],
+        padding: int,
+        norm: BatchNorm2d | None,
+        activation: int,
+    ) -> Array:
+        x = own("conv2d", x, self.dtype)
+        batch, height, width, channels = x.shape
+        outputs, _, *kernel = weight.shape
+        made = [
+            (length + 2 * padding - k) // step + 1
+            for length, k, step in zip((height, width), kernel, stride, strict=True)
+        ]
+        y = np.empty((batch, *made, outputs), self.dtype)
+        if not y.size:
+            return y
+        bias = self._vector(bias)
+        depth, pixels = channels * math.prod(kernel), batch * math.prod(made)
+        threads = 1 if y.size * depth < SMALL else self.threads
+        longest = min(products.BLOCK, max(products.ROWS, convolutions.WINDOWS // depth))
+        blocks = min(-(-pixels // products.ROWS), max(-(-pixels // longest), 2 * threads))
+        room = convolutions.conv2d_room(-(-pixels // blocks), depth, TARGET.width(self.dtype.itemsize))
+        mean = scale = shift = None
+        if norm is not None:
+            mean, shift = self._vector(norm.running_mean), self._vector(norm.bias)
+            scale = norm.weight / np.sqrt(norm.running_var + norm.eps)
+        convolutions.conv2d(
+            threads,
+            (address(x), *(step // self.dtype.itemsize for step in x.strides)),
+            *(height, width, channels),
+            *(weight.address, address(bias), outputs, *kernel, *stride, padding),
+            *(norm is not None, address(mean), address(scale), address(shift), activation),
+            *(address(y), *made, pixels, blocks, self._scratch(threads * room), room, self.like),
+        )
+        return y
+
+    def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
+        channels, outputs, k, _ = weight.shape
+        # A product for each place in a tile: the definition's, with our linear.
+        matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, channels)  # (k k O, C)
+        tiles = self.linear(x, matrix, np.tile(bias, k * k)).reshape(*x.shape[:3], k, k, outputs)
+        batch, height, width = x.shape[:3]
+        return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(batch, k * height, k * width, outputs)
+
+    # ---- operands ----------------------------------------------------------------------------------------------------
+
+    def _code(self, activation: str | None) -> int:
+        if activation is None:
+            return CODES["identity"]
+        if activation not in ACTIVATIONS:
+            raise InputError("activation: no such activation", got=activation, expected=", ".join(ACTIVATIONS))
+        return CODES[ACTIVATIONS[activation]]
+
+    def _vector(self, x: Array) -> Array:
+        return None if x is None else own("a vector of weights", x, self.dtype, contiguous=True)

@@ -1,0 +1,125 @@
+"""How kernels are compiled and called.
+
+A kernel is a function that every thread runs until its tasks have run out.  It is compiled as one C function of an
+array of arguments, once for each dtype; one small parallel loop, the same for all kernels, runs it in several threads.
+(A parallel loop of Numba's in every kernel would compile each of them three times.)
+"""
+
+from __future__ import annotations
+
+import inspect
+import struct
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from d2v_backends.numba_cpu.cache import compiled
+from d2v_backends.numba_cpu.threads import spread
+from llvmlite import ir
+from numba import njit, types
+from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import intrinsic
+
+COUNTERS = 16  # int64 before the arguments, 0 when a kernel begins: [0] is for tasks, [8] on another cache line
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+Rows = tuple[int, int]
+"""An address, and the distance of rows in numbers."""
+Spread = tuple[int, int, int, int, int]
+"""An address, and the distances along four axes in numbers."""
+
+
+def address_of(x: np.ndarray) -> int:
+    """Where the numbers of an array begin (``x.ctypes.data`` takes several times as long)."""
+    return x.__array_interface__["data"][0]
+
+
+class Real:
+    """Annotates a parameter that stands for its type alone: a kernel is compiled for each that it is called with."""
+
+
+def routine(function: Any = None, *, inline: bool = False, fastmath: Any = False) -> Any:
+    """What kernels call.  ``inline`` saves compiling time where a routine is called once or twice."""
+    options = OPTIONS | {"fastmath": fastmath} | ({"inline": "always"} if inline else {})
+    return njit(**options) if function is None else njit(**options)(function)
+
+
+@intrinsic
+def _as_float(typing_context: Any, bits: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen
+
+
+class Kernel:
+    """A kernel: ``kernel(threads, *arguments)`` runs the body in so many threads.
+
+    The body's first parameter is a pointer to ``COUNTERS`` zeros that the threads share; annotations tell the types of
+    the others: ``int``, ``float``, tuples of these, and ``Real`` for the last ones.
+    """
+
+    made: typing.ClassVar[dict[str, Kernel]] = {}
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        self.name = body.__name__
+        self.__doc__ = body.__doc__
+        parameters = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+        kinds = [p.annotation for p in parameters]
+        self.likes = kinds.count(Real)
+        self.body = njit(**OPTIONS, inline="always")(body)
+        codes, self.sources = "", []
+        for kind in kinds[: len(kinds) - self.likes]:
+            parts = typing.get_args(kind) or (kind,)
+            words = []
+            for part in parts:
+                word = f"args[{COUNTERS + len(codes)}]"
+                words.append(f"as_float({word})" if part is float else word)
+                codes += "d" if part is float else "q"
+            self.sources.append(words[0] if len(parts) == 1 else f"({', '.join(words)})")
+        self.nested = any(typing.get_args(kind) for kind in kinds)
+        self.layout = struct.Struct(f"{8 * COUNTERS}x{codes}")  # x: zeros
+        self.words = self.layout.size // 8
+        self.functions: dict[str, CFunc] = {}
+        self.addresses: dict[str, int] = {}
+        Kernel.made[self.name] = self
+
+    def compile(self, likes: str, ahead: bool = False) -> bool:
+        """Has the C function for these types (NumPy's letters) ready; returns whether it was compiled and not found."""
+        with global_compiler_lock:
+            if likes in self.addresses:
+                return False
+            function: Any = CFunc(self._function(likes), ((types.CPointer(types.int64),), types.void), {}, OPTIONS)
+            fresh = compiled(function, f"{self.name}-{likes}", ahead=ahead)
+            self.functions[likes] = function  # which owns the code
+            self.addresses[likes] = function.address
+            return fresh
+
+    def _function(self, likes: str) -> Any:
+        """The body as a function of the array of arguments alone."""
+        constants = ", ".join(f"{np.dtype(like).name}(0)" for like in likes)
+        source = f"def {self.name}(args):\n    body(args, {', '.join([*self.sources, constants])})\n"
+        scope: dict[str, Any] = {
+            "__name__": __name__,  # where the loader of a compiled function looks for it
+            "body": self.body,
+            "as_float": _as_float,
+        } | {np.dtype(c).name: np.dtype(c).type for c in likes}
+        exec(source, scope)  # noqa: S102 - a variable number of arguments can't be compiled
+        return scope[self.name]
+
+    def __call__(self, threads: int, *args: Any) -> None:
+        given = args[: -self.likes]
+        if self.nested:
+            given = tuple(x for arg in given for x in (arg if isinstance(arg, tuple) else (arg,)))
+        arguments = np.empty(self.words, np.int64)
+        self.layout.pack_into(arguments, 0, *given)  # type: ignore[arg-type]
+        likes = "".join(like.dtype.char for like in args[-self.likes :])
+        if likes not in self.addresses:
+            self.compile(likes)
+        spread(threads, self.addresses[likes], address_of(arguments))
+
+
+kernel = Kernel

@@ -1,0 +1,62 @@
+"""Operands as the kernels take them: of one dtype, without gaps in a row, the rows at one distance."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from d2v_backends.numba_cpu.compiling import address_of
+
+from d2v_ref.errors import InputError
+
+PAGE, PADDING = 4096, 192  # bytes
+
+
+def own(operation: str, x: Any, dtype: np.dtype, contiguous: bool = False) -> np.ndarray:
+    """An operand in the backend's dtype, at whole distances of its numbers."""
+    if x.dtype != dtype:
+        raise InputError(f"{operation}: another dtype than the backend's", got=x.dtype, expected=dtype)
+    if contiguous or any(stride % dtype.itemsize for stride in x.strides):
+        x = np.ascontiguousarray(x)
+    return x
+
+
+def rows_of(operation: str, x: Any, dtype: np.dtype) -> np.ndarray:
+    """An operand (..., K) whose rows are without gaps and lie at one distance from each other."""
+    x = own(operation, x, dtype)
+    if x.flags.c_contiguous:
+        return x
+    steps = [(n, stride) for n, stride in zip(x.shape[:-1], x.strides[:-1], strict=True) if n > 1]
+    even = all(outer == inner * n for (_, outer), (n, inner) in itertools.pairwise(steps))
+    forwards = not steps or steps[-1][1] >= 0
+    return x if x.strides[-1] == x.itemsize and even and forwards else np.ascontiguousarray(x)
+
+
+def distance(x: np.ndarray) -> int:
+    """The distance of the rows of an operand that ``rows_of`` gave, in numbers."""
+    steps = [stride for n, stride in zip(x.shape[:-1], x.strides[:-1], strict=True) if n > 1]
+    return steps[-1] // x.itemsize if steps else x.shape[-1]
+
+
+def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Room for a result, not set.
+
+    Rows whose distance would be a multiple of a page lie a little further apart: at the same place of their pages they
+    would all share a few places in the cache.
+    """
+    width = shape[-1]
+    if not width or width * dtype.itemsize % PAGE:
+        return np.empty(shape, dtype)
+    return np.empty((*shape[:-1], width + PADDING // dtype.itemsize), dtype)[..., :width]
+
+
+def address(x: Any) -> int:
+    """Where the numbers begin; 0 for None."""
+    return 0 if x is None else address_of(x)
+
+
+def count(shape: tuple[int, ...]) -> int:
+    """How many rows (..., K) has."""
+    return math.prod(shape[:-1])

@@ -1,0 +1,75 @@
+"""Weights as the products read them: panels of columns, packed once when a model is bound."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from d2v_backends.numba_cpu.compiling import address_of
+from d2v_backends.numba_cpu.products import pack_panels
+from d2v_backends.numba_cpu.target import TARGET
+
+LINE = 64  # bytes of a cache line
+
+
+def aligned(count: int, dtype: np.dtype) -> np.ndarray:
+    """So many numbers that begin at a cache line, not set."""
+    memory = np.empty(count * dtype.itemsize + LINE, np.uint8)
+    skip = -address_of(memory) % LINE
+    return memory[skip : skip + count * dtype.itemsize].view(dtype)
+
+
+class Packed:
+    """A weight of a Linear or a convolution, (O, ...) as torch has it, kept as panels only.
+
+    Attributes:
+        shape, dtype: of the weight.
+        groups: of the convolution, each a matrix of its own.
+        paired: whether the panels hold pairs of bfloat16, which the weight was rounded to.
+        panels: 1-D, the groups' panels one after the other.
+        address: of the first.
+    """
+
+    def __init__(self, weight: np.ndarray, groups: int, threads: int, paired: bool = False) -> None:
+        self.shape, self.dtype, self.groups, self.paired = weight.shape, weight.dtype, groups, paired
+        matrices = np.ascontiguousarray(np.moveaxis(weight, 1, -1)).reshape(groups, weight.shape[0] // groups, -1)
+        _, rows, depth = matrices.shape
+        step, wide = TARGET.lanes(self.dtype.itemsize), TARGET.width(self.dtype.itemsize)
+        steps = -(-depth // 2) if paired else depth
+        self.panels = aligned(groups * -(-rows // step) * step * steps, np.dtype(np.int32) if paired else self.dtype)
+        self.address = address_of(self.panels)
+        scratch, like = aligned(threads * wide * depth, self.dtype), self.dtype.type(0)
+        for matrix, out in zip(matrices, self.panels.reshape(groups, -1), strict=True):
+            given = address_of(matrix), address_of(out), rows, depth, address_of(scratch), wide * depth
+            pack_panels(threads, *given, np.int32(0) if paired else like, like)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The weight again: bit for bit, or as it was rounded."""
+        rows, wide = self.shape[0] // self.groups, TARGET.width(self.dtype.itemsize)
+        moved = (self.shape[0], *self.shape[2:], self.shape[1])
+        weight = np.empty((self.groups, rows, math.prod(moved[1:])), self.dtype)
+        for panels, matrix in zip(self.panels.reshape(self.groups, -1), weight, strict=True):
+            steps = panels.size // (-(-rows // (step := TARGET.lanes(self.dtype.itemsize))) * step) if rows else 0
+            for column in range(0, rows, wide):
+                count = min(wide, rows - column)
+                whole = -(-count // step) * step
+                panel = panels[column * steps : (column + whole) * steps].reshape(steps, whole)
+                matrix[column : column + count] = (_unpaired(panel)[: matrix.shape[1]] if self.paired else panel)[
+                    :, :count
+                ].T
+        return np.moveaxis(weight.reshape(moved), -1, 1).astype(dtype or self.dtype, copy=False)
+
+
+def _unpaired(panel: np.ndarray) -> np.ndarray:
+    """Pairs of bfloat16 along the depth as float32: (steps, columns) -> (2 steps, columns)."""
+    bits = panel.view(np.uint32)
+    return np.stack((bits << 16, bits & 0xFFFF0000), axis=1).reshape(-1, panel.shape[1]).view(np.float32)

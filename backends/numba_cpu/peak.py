@@ -1,0 +1,50 @@
+"""What the processor could do at most: the register tile on data that never leaves the first-level cache."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from d2v_backends.numba_cpu.compiling import Real, address_of, kernel
+from d2v_backends.numba_cpu.packing import aligned
+from d2v_backends.numba_cpu.pointers import at, next_task, pointer, seen_as
+from d2v_backends.numba_cpu.target import TARGET
+from d2v_backends.numba_cpu.tiles import ROWS, lanes, tile, width
+
+DEPTH, REPEATS = 96, 2000  # factors of one task: 24 kB in a format of 4 bytes
+
+
+@kernel
+def tiles_again(counter, scratch: int, room: int, tasks: int, depth: int, repeats: int, factor: Real, like: Real):  # type: ignore[no-untyped-def]
+    """Each task: ``repeats`` tiles of the same factors."""
+    mine = next_task(at(counter, 8)) * room
+    first = at(pointer(scratch, like), mine)
+    c = at(first, width(like))
+    a = seen_as(at(c, ROWS * width(like)), factor)
+    b = at(a, ROWS * depth)
+    while True:
+        if next_task(counter) >= tasks:
+            break
+        for _ in range(repeats):
+            tile(ROWS, width(like) // lanes(like), depth, a, depth, b, width(like), c, width(like), first, 0, b)
+
+
+def fma_peak(threads: int, dtype: np.dtype, paired: bool = False, repeat: int = 5) -> float:
+    """Floating-point operations a second of all threads together, two for a product and its sum: the best of a few runs.
+
+    ``paired``: of dot products of bfloat16, which do two products in a step.
+    """
+    wide = TARGET.width(dtype.itemsize)
+    room = (ROWS + wide) * DEPTH + wide * (ROWS + 1)
+    scratch = aligned(threads * room, dtype)
+    scratch[:] = 0
+    like = dtype.type(0)
+    best = 0.0
+    for _ in range(repeat + 1):
+        start = time.perf_counter()
+        tasks = 4 * threads
+        tiles_again(threads, address_of(scratch), room, tasks, DEPTH, REPEATS, np.int32(0) if paired else like, like)
+        taken = time.perf_counter() - start
+        done = 2.0 * tasks * REPEATS * ROWS * wide * DEPTH * (2 if paired else 1)
+        best = max(best, done / taken)
+    return best

@@ -1,0 +1,126 @@
+"""The operations that work number by number or row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from d2v_backends.numba_cpu import rows
+from d2v_backends.numba_cpu.elementwise import CODES
+from d2v_backends.numba_cpu.operands import address, count, distance, own, rows_of
+from d2v_backends.numba_cpu.threads import number_of_threads
+
+from d2v_ref.errors import InputError
+from d2v_ref.ops import Ops
+from d2v_ref.ops.definitions import check_layer_norm
+
+Array = Any
+
+SMALL = 1 << 12  # numbers that one thread has done before others have begun
+
+
+class RowOps(Ops):
+    """``Ops`` with the kernels of rows.py."""
+
+    def __init__(self, dtype: str = "float32", threads: int | None = None) -> None:
+        super().__init__(dtype)
+        self.threads = number_of_threads(threads)
+        self.like = self.dtype.type(0)
+
+    def _split(self, x: np.ndarray) -> tuple[int, int]:
+        """How many threads, and rows of a task, for this many numbers."""
+        return 1 if x.size < SMALL else self.threads, max(1, rows.TASK // max(x.shape[-1], 1))
+
+    def _activation(self, name: str, x: Array) -> Array:
+        y = np.array(own(name, x, self.dtype), order="C")
+        if y.size:
+            threads = 1 if y.size < SMALL else self.threads
+            rows.activation(threads, CODES[name], address(y), y.size, self.like)
+        return y
+
+    def gelu(self, x: Array) -> Array:
+        return self._activation("gelu", x)
+
+    def gelu_10(self, x: Array) -> Array:
+        return self._activation("gelu_10", x)
+
+    def gelu_tanh(self, x: Array) -> Array:
+        return self._activation("gelu_tanh", x)
+
+    def gelu_fast(self, x: Array) -> Array:
+        return self._activation("gelu_fast", x)
+
+    def quick_gelu(self, x: Array) -> Array:
+        return self._activation("quick_gelu", x)
+
+    def sigmoid(self, x: Array) -> Array:
+        return self._activation("sigmoid", x)
+
+    def silu(self, x: Array) -> Array:
+        return self._activation("silu", x)
+
+    def sqrtsoftplus(self, x: Array) -> Array:
+        return self._activation("sqrtsoftplus", x)
+
+    def mish(self, x: Array) -> Array:
+        return self._activation("mish", x)
+
+    def tanh(self, x: Array) -> Array:
+        return self._activation("tanh", x)
+
+    def relu(self, x: Array) -> Array:
+        return self._activation("relu", x)
+
+    def relu2(self, x: Array) -> Array:
+        return self._activation("relu2", x)
+
+    def relu6(self, x: Array) -> Array:
+        return self._activation("relu6", x)
+
+    def leaky_relu(self, x: Array) -> Array:
+        return self._activation("leaky_relu", x)
+
+    def hardswish(self, x: Array) -> Array:
+        return self._activation("hardswish", x)
+
+    def laplace(self, x: Array) -> Array:
+        return self._activation("laplace", x)
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        check_layer_norm(x, weight)
+        x = rows_of("layer_norm", x, self.dtype)
+        y = np.empty(x.shape, self.dtype)
+        if y.size:
+            weight, bias = (None if p is None else own("layer_norm", p, self.dtype, True) for p in (weight, bias))
+            threads, step = self._split(y)
+            at_x, scale = (address(x), distance(x)), (address(weight), address(bias), eps)
+            rows.layer_norm(threads, at_x, address(y), count(y.shape), y.shape[-1], *scale, step, self.like)
+        return y
+
+    def softmax(self, x: Array) -> Array:
+        return self._softmax("softmax", x, False)
+
+    def log_softmax(self, x: Array) -> Array:
+        return self._softmax("log_softmax", x, True)
+
+    def _softmax(self, operation: str, x: Array, logarithm: bool) -> Array:
+        x = rows_of(operation, x, self.dtype)
+        if not x.shape[-1]:
+            raise InputError(f"{operation}: nothing on the last axis", got=x.shape, expected="1 number or more")
+        y = np.empty(x.shape, self.dtype)
+        if y.size:
+            threads, step = self._split(y)
+            shape = count(y.shape), y.shape[-1]
+            rows.softmax(threads, (address(x), distance(x)), address(y), *shape, logarithm, step, self.like)
+        return y
+
+    def glu(self, x: Array) -> Array:
+        if x.shape[-1] % 2:
+            return super().glu(x)  # which says what does not fit
+        x = rows_of("glu", x, self.dtype)
+        half = x.shape[-1] // 2
+        y = np.empty((*x.shape[:-1], half), self.dtype)
+        if y.size:
+            threads, step = self._split(y)
+            rows.glu(threads, (address(x), distance(x)), address(y), count(y.shape), half, step, self.like)
+        return y

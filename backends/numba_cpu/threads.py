@@ -1,0 +1,142 @@
+"""How many threads compute, and how they are given a kernel.
+
+Numba's OpenMP layer starts them in a few microseconds; its own work queue takes a hundred, and lets no two Python
+threads in at a time.  GNU OpenMP does not survive a fork: in a child of a process that has computed, one thread works.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from typing import Any
+
+import numba
+from d2v_backends.numba_cpu.cache import compiled
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import intrinsic
+
+from d2v_ref.errors import BackendError
+
+VARIABLE = "D2V_NUM_THREADS"
+
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # called without the interpreter's lock
+_launched = False  # whether the threads have begun
+_forked = False  # whether they began in a process that this one is a fork of
+_ALL = nullcontext()
+_turn: Any = None  # what the threading layer needs held while a kernel runs
+
+
+def number_of_threads(asked: int | None = None) -> int:
+    """``asked``, else ``D2V_NUM_THREADS``, else the processors that this process may use.
+
+    Raises:
+        BackendError: no positive integer, or more threads than Numba's pool has.
+    """
+    most = numba.config.NUMBA_NUM_THREADS
+    source, given = ("threads", asked) if asked is not None else (VARIABLE, os.environ.get(VARIABLE) or most)
+    try:
+        count = int(given) if isinstance(given, str) else operator.index(given)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1 or isinstance(given, bool):
+        raise BackendError(f"{source} is no number of threads", got=repr(given), expected="1 or more")
+    if count > most:
+        hint = "Numba fixes the size of its pool at the start: set NUMBA_NUM_THREADS before"
+        raise BackendError(f"{source} is more than Numba's pool has", got=count, expected=f"1 ... {most}", hint=hint)
+    return count
+
+
+@intrinsic
+def _call(typing: Any, function: Any, arguments: Any) -> Any:
+    """Calls the C function at an address with a pointer to its arguments."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = ir.IntType(64).as_pointer()
+        function = builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), [pointer]).as_pointer())
+        builder.call(function, [builder.inttoptr(args[1], pointer)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@njit(parallel=True, nogil=True, error_model="numpy")
+def _run(threads, function, arguments):  # type: ignore[no-untyped-def]
+    for _ in prange(threads):
+        _call(function, arguments)
+
+
+def spread(threads: int, function: int, arguments: int) -> None:
+    """Runs the C function at an address in so many threads, all with the same arguments."""
+    if threads == 1 or _forked:
+        _FUNCTION(function)(arguments)
+        return
+    if not _launched:
+        launch()
+    with _turn, _pool_of(threads) if threads != numba.config.NUMBA_NUM_THREADS else _ALL:
+        _run(threads, function, arguments)
+
+
+@contextmanager
+def _pool_of(threads: int) -> Iterator[None]:
+    """Wakes only as many of Numba's threads as compute (a setting of each Python thread's)."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def launch(ahead: bool = False) -> bool:
+    """Starts the threads and compiles their loop, once; returns whether it was compiled and not found on the disk."""
+    global _launched, _turn
+    with global_compiler_lock:  # not a second one: a thread that compiles would wait for one that launches
+        if _launched:
+            return False
+        _start_pool()
+        fresh = compiled(_run, "run", ((types.int64, types.int64, types.int64),), ahead)
+        _turn = threading.Lock() if numba.threading_layer() == "workqueue" else _ALL
+        _launched = True
+        return fresh
+
+
+def _start_pool() -> None:
+    """Chooses the layer, unless the user or somebody else in this process has."""
+    if numba.config.THREADING_LAYER == "default":
+        try:
+            import_module("numba.np.ufunc.omppool")
+            numba.config.THREADING_LAYER = "omp"
+        except ImportError:  # a build without OpenMP: Numba takes what there is
+            pass
+    try:
+        numba.set_num_threads(numba.get_num_threads())  # which starts them
+    except ValueError as error:
+        layer = numba.config.THREADING_LAYER
+        hint = "Unset NUMBA_THREADING_LAYER"
+        raise BackendError(f"Numba can't start its threads: {error}", got=layer, hint=hint) from None
+
+
+def _in_child() -> None:
+    global _forked
+    global_compiler_lock.release()
+    try:
+        numba.threading_layer()
+    except ValueError:  # they have not begun, for us or for anybody
+        return
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    # The lock is held, so that no other thread of the parent is within it: nobody would release it in the child.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=_in_child,
+    )
