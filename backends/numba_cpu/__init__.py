@@ -15,7 +15,7 @@ from d2v_backends.numba_cpu import cache, convolutions, products
 from d2v_backends.numba_cpu.compiling import Kernel
 from d2v_backends.numba_cpu.elementwise import CODES
 from d2v_backends.numba_cpu.operands import address, distance, own, result, rows_of
-from d2v_backends.numba_cpu.packing import Packed, aligned
+from d2v_backends.numba_cpu.packing import Packed, aligned, release
 from d2v_backends.numba_cpu.row_ops import RowOps
 from d2v_backends.numba_cpu.target import TARGET
 from d2v_backends.numba_cpu.threads import launch
@@ -67,7 +67,9 @@ class NumbaOps(RowOps):
             self._tables[id(module.weight)] = module.weight
         elif isinstance(module, Linear | Conv1d | Conv2d) and id(module.weight) not in self._tables:
             groups = module.groups if isinstance(module, Conv1d) else 1
-            module.weight = Packed(module.weight, groups, self.threads, self._pairs(module.weight))
+            weight = module.weight
+            module.weight = Packed(weight, groups, self.threads, self._pairs(weight))
+            release(weight)
 
     def _pairs(self, weight: Array) -> bool:
         """Whether a weight is rounded to pairs of bfloat16: of a convolution, where a frame has whole ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from typing import Any
 
 import numpy as np
@@ -73,3 +74,16 @@ def _unpaired(panel: np.ndarray) -> np.ndarray:
     """Pairs of bfloat16 along the depth as float32: (steps, columns) -> (2 steps, columns)."""
     bits = panel.view(np.uint32)
     return np.stack((bits << 16, bits & 0xFFFF0000), axis=1).reshape(-1, panel.shape[1]).view(np.float32)
+
+
+def release(weight: np.ndarray) -> None:
+    """Gives back the memory of a weight that is a map of a file and was copied: the system reads it again if asked."""
+    base: Any = weight
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if not isinstance(base, mmap.mmap) or weight.flags.writeable or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    begin = address_of(weight) - address_of(np.frombuffer(base, np.uint8))
+    first, last = -(-begin // mmap.PAGESIZE), (begin + weight.nbytes) // mmap.PAGESIZE
+    if last > first and weight.flags.c_contiguous:
+        base.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
