@@ -23,6 +23,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from wrong_operands import wrong_calls
 
 from d2v_ref.errors import BackendError, InputError
 from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, LayerNorm, Linear, Module
@@ -735,85 +736,7 @@ def test_bicubic_resize_of_one_bright_pixel() -> None:
 
 # ---- errors, dtypes, purity
 
-q3, table, m4 = np.zeros((2, 3, 4)), np.zeros((7, 2)), np.zeros((2, 3, 3, 4))
-
-
-def conv_norm_act(x: np.ndarray, taps: int, width: int) -> np.ndarray:
-    conv, norm = Conv1d(width, 2, taps, bias=False), LayerNorm(2, 1e-5, elementwise_affine=False)
-    conv.weight = np.zeros((2, width, taps))
-    return OPS.conv_norm_act(x, conv, norm, "gelu")
-
-
-SHAPE_ERRORS: dict[str, Callable[[], Any]] = {
-    "linear: the last axis .*got .2, 3, 4.; expected .*5": lambda: OPS.linear(q3, np.zeros((2, 5))),
-    "linear: the last axis .*got ..; ": lambda: OPS.linear(np.float64(3), np.zeros((2, 5))),
-    "linear: the bias": lambda: OPS.linear(q3, np.zeros((5, 4)), np.zeros(1)),
-    "linear: the residual": lambda: OPS.linear(q3, np.zeros((5, 4)), None, None, np.zeros((2, 1, 5))),
-    "layer_norm: ": lambda: OPS.layer_norm(q3, np.zeros(3), np.zeros(3), 0.1),
-    "conv1d: the channels do not fit the weight .got .2, 3, 4.; expected .B, T, 5.": lambda: OPS.conv1d(
-        q3, np.zeros((2, 5, 1))
-    ),
-    "conv1d: the channels .*got .3, 4.; ": lambda: OPS.conv1d(q3[0], np.zeros((2, 4, 1))),
-    "conv1d: the channels .*got .2, 3, 4.; expected .B, T, 8.": lambda: OPS.conv1d(q3, np.zeros((2, 4, 1)), groups=2),
-    "conv1d: the channels .*expected .B, T, 4.": lambda: OPS.conv1d(q3, np.zeros((3, 2, 1)), groups=2),
-    "conv1d: the signal is shorter than the kernel .got .2, 3, 4.; expected .B, at least 4, C": lambda: OPS.conv1d(
-        q3, np.zeros((2, 4, 4))
-    ),
-    "conv1d: the signal .*expected .B, at least 5, C": lambda: OPS.conv1d(
-        q3, np.zeros((2, 4, 4)), padding=1, dilation=2
-    ),
-    "conv_norm_act: the signal is shorter .*expected .B, at least 4, C": lambda: conv_norm_act(q3, 4, 5),
-    "conv1d: the channels .*got .2, 3, 4.; expected .B, T, 5": lambda: conv_norm_act(q3, 1, 5),
-    "glu: the last axis does not halve .got .2, 3, 3.; expected ...., an even number": lambda: OPS.glu(q3[..., :3]),
-    "embedding: ids are integers .got bool": lambda: OPS.embedding(np.ones(6, bool), np.zeros((6, 2))),
-    "embedding: ids are integers .got float": lambda: OPS.embedding(np.ones(6), np.zeros((6, 2))),
-    "attention: the queries do not divide": lambda: OPS.attention(q3, q3, q3, 3),
-    "attention: the queries .*got .3, 4.": lambda: OPS.attention(q3[0], q3[0], q3[0], 2),
-    "attention: the keys or values .*got .1, 3, 4.; expected .2, S, 4": lambda: OPS.attention(q3, q3[:1], q3[:1], 2),
-    "attention: the keys or values .*got .2, 2, 4.": lambda: OPS.attention(q3, q3, q3[:, :2], 2),
-    "attention: the keys or values .*got .2, 3, 2.": lambda: OPS.attention(q3, q3, q3[..., :2], 2),
-    "attention: the mask": lambda: OPS.attention(q3, q3, q3, 2, mask=np.ones((2, 1, 3, 4), bool)),
-    "attention: the mask .*got .5, 2, 2, 3, 3": lambda: OPS.attention(
-        q3, q3, q3, 2, mask=np.ones((5, 2, 2, 3, 3), bool)
-    ),
-    "attention: the bias": lambda: OPS.attention(q3, q3, q3, 2, bias=np.ones((3, 1, 3, 3))),
-    "attention: the head_mask": lambda: OPS.attention(q3, q3, q3, 2, head_mask=np.ones((3, 1, 1))),
-    "relative_key_bias: the table .*got .7, 2.; expected .2 P - 1, 4": lambda: OPS.relative_key_bias(
-        q3, q3, 1, table, False
-    ),
-    "relative_key_bias: the keys": lambda: OPS.relative_key_bias(q3, q3[:, :, :2], 2, table, False),
-    "relative_key_bias: the queries": lambda: OPS.relative_key_bias(q3, q3, 3, table, False),
-    "linear: the scale .*got .4,.; expected .5,.": lambda: OPS.linear(q3, np.zeros((5, 4)), scale=np.zeros(4)),
-    "conv2d: the channels do not fit the weight .got .2, 3, 3, 4.; expected .B, H, W, 5": lambda: OPS.conv2d(
-        m4, np.zeros((2, 5, 1, 1))
-    ),
-    "conv2d: the channels .*got .3, 3, 4.": lambda: OPS.conv2d(m4[0], np.zeros((2, 4, 1, 1))),
-    "conv2d: the map is smaller than the kernel .got .3, 3.; expected at least 4 x 1": lambda: OPS.conv2d(
-        m4, np.zeros((2, 4, 4, 1))
-    ),
-    "conv2d: the map is smaller .*got .5, 5.; expected at least 1 x 6, padding included": lambda: OPS.conv2d(
-        m4, np.zeros((2, 4, 1, 6)), padding=1
-    ),
-    "conv_transpose2d: the map .*got .2, 3, 3, 4.; expected .B, H, W, 3": lambda: OPS.conv_transpose2d(
-        m4, np.zeros((3, 4, 2, 2)), np.zeros(4)
-    ),
-    "conv_transpose2d: the map .*a square kernel": lambda: OPS.conv_transpose2d(
-        m4, np.zeros((4, 4, 2, 1)), np.zeros(4)
-    ),
-    "batch_norm: the last axis .*got .2, 3, 3, 4.; expected ...., 3": lambda: OPS.batch_norm(
-        m4, np.zeros(3), np.zeros(3), np.zeros(3), np.zeros(3), 0.1
-    ),
-    "max_pool2d: the map is smaller than a tile .got .2, 3, 3, 4.; expected 4 x 4": lambda: OPS.max_pool2d(m4, 4),
-    "max_pool2d: not a map .got .3, 3, 4.": lambda: OPS.max_pool2d(m4[0], 1),
-    "adaptive_avg_pool2d: not a map .got .3, 3, 4.": lambda: OPS.adaptive_avg_pool2d(m4[0], 1),
-    "adaptive_avg_pool2d: not a map .got .2, 0, 3, 4.": lambda: OPS.adaptive_avg_pool2d(m4[:, :0], 1),
-    "resize: not a map .got .2, 3, 4.; expected .B, H, W, C.": lambda: OPS.resize(q3, (2, 2), "bilinear"),
-    "resize: not a map .got .2, 3, 0, 4.": lambda: OPS.resize(m4[:, :, :0], (2, 2), "bilinear"),
-    "resize: unknown mode .got nearest; expected bilinear or bicubic": lambda: OPS.resize(m4, (2, 2), "nearest"),
-    "resize: no size .got 0; expected 1 or more": lambda: OPS.resize(m4, (2, 0), "bicubic"),
-    "resize: no size .got -1": lambda: OPS.resize(m4, (-1, 2), "bilinear"),
-    "embedding: an index is outside": lambda: OPS.relative_key_bias(q3, q3, 2, table[:3], False),
-}
+SHAPE_ERRORS = wrong_calls(OPS)
 
 
 @pytest.mark.parametrize("words", SHAPE_ERRORS)

@@ -10,20 +10,28 @@ from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import numpy as np
-from d2v_backends.numba_cpu import attention as attending
-from d2v_backends.numba_cpu import cache, convolutions, products
-from d2v_backends.numba_cpu.compiling import Kernel
-from d2v_backends.numba_cpu.elementwise import CODES
-from d2v_backends.numba_cpu.operands import address, distance, own, result, rows_of
-from d2v_backends.numba_cpu.packing import Packed, aligned, release
-from d2v_backends.numba_cpu.row_ops import RowOps
-from d2v_backends.numba_cpu.target import TARGET
-from d2v_backends.numba_cpu.threads import launch
 
 from d2v_ref.errors import BackendError, InputError
 from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, Embedding, LayerNorm, Linear, Module
 from d2v_ref.ops import ACTIVATIONS
-from d2v_ref.ops.definitions import Kernels, check_attention, check_conv1d, check_conv2d, check_linear
+from d2v_ref.ops.definitions import (
+    Kernels,
+    check_attention,
+    check_conv1d,
+    check_conv2d,
+    check_conv_transpose2d,
+    check_linear,
+)
+
+from . import attention as attending
+from . import cache, convolutions, products
+from .compiling import Kernel
+from .elementwise import CODES
+from .operands import address, distance, own, result, rows_of
+from .packing import Packed, aligned, release
+from .row_ops import RowOps
+from .target import TARGET
+from .threads import launch
 
 Array = Any
 
@@ -111,7 +119,7 @@ class NumbaOps(RowOps):
     def project(self, x: Array, *linears: Linear) -> tuple[Array, ...]:
         x = rows_of("linear", x, self.dtype)
         packed = all(isinstance(linear.weight, Packed) for linear in linears)
-        if not packed or len(linears) > 3 or not x.size:
+        if not packed or not 1 <= len(linears) <= 3 or not x.size:
             return super().project(x, *linears)
         parts = []
         for linear in linears:
@@ -335,6 +343,7 @@ class NumbaOps(RowOps):
         return y
 
     def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
+        check_conv_transpose2d(x, weight)
         channels, outputs, k, _ = weight.shape
         # A product for each place in a tile: the definition's, with our linear.
         matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, channels)  # (k k O, C)

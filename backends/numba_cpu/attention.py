@@ -7,16 +7,17 @@ with the values; they are never an array in memory, unless the probabilities are
 from __future__ import annotations
 
 import numpy as np
-from d2v_backends.numba_cpu.compiling import Real, Rows, Spread, kernel, routine
-from d2v_backends.numba_cpu.elementwise import exp_sum, largest
-from d2v_backends.numba_cpu.pointers import at, cast, lowest, next_task, pointer, seen_as
-from d2v_backends.numba_cpu.tiles import ROWS, lanes, pack, panel_as_factors, rows_as_factors, steps, tile, width
+
+from .compiling import Real, Rows, Spread, kernel, routine
+from .elementwise import exp_sum, largest
+from .pointers import at, cast, lowest, next_task, pointer, seen_as
+from .tiles import ROWS, lanes, pack, panel_as_factors, rows_as_factors, steps, tile, width
 
 QUERIES = 48  # in a block
 
 
 @routine
-def strips(rows, columns, depth, a, lda, b, c, ldc, zero):  # type: ignore[no-untyped-def]
+def strips(rows, columns, depth, a, lda, b, c, ldc, zero):
     """C = A B for one panel, its columns in whole vectors."""
     count = (rows + ROWS - 1) // ROWS
     for strip in range(count):
@@ -28,7 +29,7 @@ def strips(rows, columns, depth, a, lda, b, c, ldc, zero):  # type: ignore[no-un
 
 
 @routine(inline=True)
-def times_panels(rows, outputs, depth, a, lda, panels, c, ldc, zero):  # type: ignore[no-untyped-def]
+def times_panels(rows, outputs, depth, a, lda, panels, c, ldc, zero):
     """c = a b, of a b that is packed in panels; beyond its columns, up to a whole vector, c is 0."""
     for column in range(0, outputs, width(a)):
         columns = (min(width(a), outputs - column) + lanes(a) - 1) // lanes(a) * lanes(a)
@@ -36,7 +37,7 @@ def times_panels(rows, outputs, depth, a, lda, panels, c, ldc, zero):  # type: i
 
 
 @routine(inline=True)
-def pack_keys(k, ldk, keys, size, panels, own, factor):  # type: ignore[no-untyped-def]
+def pack_keys(k, ldk, keys, size, panels, own, factor):
     """Panels of k^T, for k (keys, size)."""
     terms = steps(size, factor)
     for key in range(0, keys, width(k)):
@@ -47,7 +48,7 @@ def pack_keys(k, ldk, keys, size, panels, own, factor):  # type: ignore[no-untyp
 
 
 @routine(inline=True)
-def pack_values(v, ldv, keys, size, panels, own, factor):  # type: ignore[no-untyped-def]
+def pack_values(v, ldv, keys, size, panels, own, factor):
     """Panels of v (keys, size) over its columns, the last one filled with zeros to a whole vector."""
     terms = steps(keys, factor)
     for column in range(0, size, width(v)):
@@ -63,7 +64,7 @@ def pack_values(v, ldv, keys, size, panels, own, factor):  # type: ignore[no-unt
 
 
 @routine(inline=True)
-def add_bias(scores, keys, scale, bias, stride):  # type: ignore[no-untyped-def]
+def add_bias(scores, keys, scale, bias, stride):
     """scores = scale * scores + bias."""
     if stride == 1:
         for j in range(keys):
@@ -74,7 +75,7 @@ def add_bias(scores, keys, scale, bias, stride):  # type: ignore[no-untyped-def]
 
 
 @routine(inline=True)
-def hide(scores, keys, scale, mask, stride):  # type: ignore[no-untyped-def]
+def hide(scores, keys, scale, mask, stride):
     """scores = scale * scores where the mask is True, and the lowest number elsewhere."""
     least = lowest(scores)
     if stride == 1:
@@ -108,7 +109,7 @@ def attention(
     room: int,
     factor: Real,
     like: Real,
-):  # type: ignore[no-untyped-def]
+):
     """context = softmax(scale q k^T + bias) v, and the probabilities where ``probs`` is not 0.
 
     q and context (batch, length, heads size), k and v (batch, keys, heads size).  bias, mask (bytes) and factors of the

@@ -19,7 +19,6 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
-from d2v_backends.numba_cpu.telling import compiling
 from numba.core import compiler
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
@@ -29,6 +28,8 @@ import d2v_ref
 from d2v_ref.checkpoints import replacing
 from d2v_ref.errors import BackendError, CheckpointError
 from d2v_ref.ops import definitions
+
+from .telling import compiling
 
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT", "USING_SVML")  # Numba's, that make the code
 HINT = "Set D2V_CACHE_DIR to a folder that can be written"

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from d2v_backends.numba_cpu.cache import compiled
-from d2v_backends.numba_cpu.threads import spread
 from llvmlite import ir
 from numba import njit, types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
+
+from .cache import compiled
+from .threads import spread
 
 COUNTERS = 16  # int64 before the arguments, 0 when a kernel begins: [0] is for tasks, [8] on another cache line
 

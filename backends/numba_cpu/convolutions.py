@@ -7,19 +7,17 @@ block's frames, or its windows, are laid out in a thread's scratch first.
 
 from __future__ import annotations
 
-from d2v_backends.numba_cpu.compiling import Real, Spread, kernel, routine
-from d2v_backends.numba_cpu.elementwise import activate, layer_norm_row
-from d2v_backends.numba_cpu.pointers import at, next_task, pointer, seen_as
-from d2v_backends.numba_cpu.products import begin_with, panel
-from d2v_backends.numba_cpu.tiles import as_factors, lanes, steps, width
+from .compiling import Real, Spread, kernel, routine
+from .elementwise import activate, layer_norm_row
+from .pointers import at, next_task, pointer, seen_as
+from .products import begin_with, panel
+from .tiles import as_factors, lanes, steps, width
 
 WINDOWS = 1 << 20  # numbers of a block's windows in scratch
 
 
 @routine(inline=True)
-def products_of_windows(  # type: ignore[no-untyped-def]
-    rows, outputs, depth, x, ldx, weight, bias, given, y, ldy, first, edge
-):
+def products_of_windows(rows, outputs, depth, x, ldx, weight, bias, given, y, ldy, first, edge):
     """y = bias + windows W^T for all panels of a group.  x (rows, depth) at distances of ldx, y (rows, outputs)."""
     for column in range(0, outputs, width(x)):
         columns = min(width(x), outputs - column)
@@ -29,13 +27,13 @@ def products_of_windows(  # type: ignore[no-untyped-def]
 
 
 @routine(inline=True)
-def clear(target, count):  # type: ignore[no-untyped-def]
+def clear(target, count):
     for i in range(count):
         target[i] = 0
 
 
 @routine
-def frame(x, frames, channels, index, target, count, factor):  # type: ignore[no-untyped-def]
+def frame(x, frames, channels, index, target, count, factor):
     """The numbers of a frame as factors, 0 outside the signal."""
     if 0 <= index < frames:
         as_factors(at(x, index * channels), count, target, factor)
@@ -70,13 +68,13 @@ def conv1d(
     room: int,
     factor: Real,
     like: Real,
-):  # type: ignore[no-untyped-def]
+):
     """y = conv1d(x), and activation(layer_norm(conv1d(x))) if ``normalised``.
 
     x (batch, frames, channels), y (batch, made, outputs), both without gaps.  ``weight``: the panels of each group,
     (outputs / groups, taps channels / groups), in ``factor``'s type: int32 for pairs of bfloat16, of which a group then
-    has whole ones in a frame, and else that of ``like``.  ``bias``, ``norm_weight`` with ``norm_bias``: 0 where there is none.
-    A task is one of ``blocks`` parts of the frames that are made of one signal.
+    has whole ones in a frame, and else that of ``like``.  ``bias``, ``norm_weight`` with ``norm_bias``: 0 where there
+    is none.  A task is one of ``blocks`` parts of the frames that are made of one signal.
     """
     inside, across = channels // groups, outputs // groups
     part = steps(inside, factor)
@@ -154,7 +152,7 @@ def conv2d(
     scratch: int,
     room: int,
     like: Real,
-):  # type: ignore[no-untyped-def]
+):
     """y = conv2d(x), and activation((conv2d(x) - mean) * norm_weight + norm_bias) if ``normalised``.
 
     x (batch, height, across, channels): its address and the distances along each axis; y (pixels, outputs) without

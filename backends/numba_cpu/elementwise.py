@@ -11,14 +11,15 @@ import math
 from typing import Any
 
 import numpy as np
-from d2v_backends.numba_cpu.compiling import routine
-from d2v_backends.numba_cpu.pointers import cast
-from d2v_backends.numba_cpu.tiles import lanes, maximum
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
 from d2v_ref.ops import ACTIVATIONS
+
+from .compiling import routine
+from .pointers import cast
+from .tiles import lanes, maximum
 
 SUM = {"reassoc", "contract", "nsz"}  # a sum may be taken in parts
 FUSE = {"contract"}  # a product and a sum may be one instruction; a range reduction stays in its order
@@ -107,23 +108,23 @@ def _stand_in(x: Any) -> Any:
     raise NotImplementedError("is compiled into kernels")
 
 
-def exp(x):  # type: ignore[no-untyped-def]
+def exp(x):
     """e^x."""
     return _stand_in(x)
 
 
-def erf(x):  # type: ignore[no-untyped-def]
+def erf(x):
     """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
     return _stand_in(x)
 
 
-def tanh(x):  # type: ignore[no-untyped-def]
+def tanh(x):
     """(e^x - e^-x) / (e^x + e^-x)."""
     return _stand_in(x)
 
 
 @routine(fastmath=FUSE)
-def _exp(x):  # type: ignore[no-untyped-def]
+def _exp(x):
     """2^n times a polynomial of the rest, |rest| <= log(2) / 2 (coefficients of Cephes' expf)."""
     f = np.float32
     x = choose(x < f(-104.0), f(-104.0), x)  # 0 beyond, and NaN stays
@@ -141,7 +142,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 
 @routine(fastmath=FUSE)
-def _erf(x):  # type: ignore[no-untyped-def]
+def _erf(x):
     """Near 0 an odd polynomial, further off 1 - exp(polynomial) (the fits of N. Juffa's erff, below 1 ulp each)."""
     f = np.float32
     t, s = abs(x), x * x
@@ -165,7 +166,7 @@ def _erf(x):  # type: ignore[no-untyped-def]
 
 
 @routine(fastmath=FUSE)
-def _tanh(x):  # type: ignore[no-untyped-def]
+def _tanh(x):
     """Near 0 an odd polynomial (Cephes' tanhf), further off 1 - 2 / (e^2|x| + 1)."""
     f = np.float32
     t, s = abs(x), x * x
@@ -180,17 +181,17 @@ def _tanh(x):  # type: ignore[no-untyped-def]
 
 
 @overload(exp)
-def _exp_of(x):  # type: ignore[no-untyped-def]
+def _exp_of(x):
     return (lambda x: _exp(x)) if x == types.float32 else (lambda x: math.exp(x))
 
 
 @overload(erf)
-def _erf_of(x):  # type: ignore[no-untyped-def]
+def _erf_of(x):
     return (lambda x: _erf(x)) if x == types.float32 else (lambda x: math.erf(x))
 
 
 @overload(tanh)
-def _tanh_of(x):  # type: ignore[no-untyped-def]
+def _tanh_of(x):
     return (lambda x: _tanh(x)) if x == types.float32 else (lambda x: math.tanh(x))
 
 
@@ -198,41 +199,41 @@ def _tanh_of(x):  # type: ignore[no-untyped-def]
 
 
 @routine(fastmath=FUSE)
-def gelu(x):  # type: ignore[no-untyped-def]
+def gelu(x):
     return (erf(x * cast(math.sqrt(0.5), x)) + cast(1.0, x)) * cast(0.5, x) * x
 
 
 @routine(fastmath=FUSE)
-def gelu_tanh(x):  # type: ignore[no-untyped-def]
+def gelu_tanh(x):
     inner = cast(math.sqrt(2.0 / math.pi), x) * (x + cast(0.044715, x) * (x * x * x))
     return cast(0.5, x) * x * (cast(1.0, x) + tanh(inner))
 
 
 @routine(fastmath=FUSE)
-def gelu_fast(x):  # type: ignore[no-untyped-def]
+def gelu_fast(x):
     one = cast(1.0, x)
     return cast(0.5, x) * x * (one + tanh(cast(0.7978845608, x) * x * (one + cast(0.044715, x) * x * x)))
 
 
 @routine(fastmath=FUSE)
-def sigmoid(x):  # type: ignore[no-untyped-def]
+def sigmoid(x):
     one = cast(1.0, x)
     return one / (one + exp(-x))
 
 
 @routine(fastmath=FUSE)
-def softplus(x):  # type: ignore[no-untyped-def]
+def softplus(x):
     return x if x > cast(20.0, x) else cast(math.log1p(math.exp(x)), x)
 
 
 @routine(fastmath=FUSE)
-def clipped(x, low, high):  # type: ignore[no-untyped-def]
+def clipped(x, low, high):
     x = choose(x < low, low, x)
     return choose(x > high, high, x)
 
 
 @routine
-def activate(code, x, n):  # type: ignore[no-untyped-def]
+def activate(code, x, n):
     """x = activation(x) for n numbers at a pointer; ``code``: of ``CODES``."""
     zero, six, ten = cast(0.0, x[0]), cast(6.0, x[0]), cast(10.0, x[0])
     if code == GELU:
@@ -291,7 +292,7 @@ def activate(code, x, n):  # type: ignore[no-untyped-def]
 
 
 @routine(fastmath=SUM)
-def layer_norm_row(x, y, n, weight, bias, affine, eps):  # type: ignore[no-untyped-def]
+def layer_norm_row(x, y, n, weight, bias, affine, eps):
     """y = (x - mean) / sqrt(variance + eps) * weight + bias; y may be x."""
     total = cast(0.0, x[0])
     for j in range(n):
@@ -317,7 +318,7 @@ def layer_norm_row(x, y, n, weight, bias, affine, eps):  # type: ignore[no-untyp
 
 
 @routine
-def largest(x, n):  # type: ignore[no-untyped-def]
+def largest(x, n):
     """The maximum of n numbers; any of them if there is NaN, which comes through where it stands."""
     top = maximum(x, n // lanes(x))
     for j in range(n // lanes(x) * lanes(x), n):
@@ -326,7 +327,7 @@ def largest(x, n):  # type: ignore[no-untyped-def]
 
 
 @routine(fastmath=SUM)
-def exp_sum(x, n, scale, shift):  # type: ignore[no-untyped-def]
+def exp_sum(x, n, scale, shift):
     """x = exp(scale x - shift), and the sum of it."""
     total = cast(0.0, x[0])
     for j in range(n):

@@ -7,9 +7,10 @@ import math
 from typing import Any
 
 import numpy as np
-from d2v_backends.numba_cpu.compiling import address_of
 
 from d2v_ref.errors import InputError
+
+from .compiling import address_of
 
 PAGE, PADDING = 4096, 192  # bytes
 

@@ -7,9 +7,10 @@ import mmap
 from typing import Any
 
 import numpy as np
-from d2v_backends.numba_cpu.compiling import address_of
-from d2v_backends.numba_cpu.products import pack_panels
-from d2v_backends.numba_cpu.target import TARGET
+
+from .compiling import address_of
+from .products import pack_panels
+from .target import TARGET
 
 LINE = 64  # bytes of a cache line
 

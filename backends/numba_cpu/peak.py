@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from d2v_backends.numba_cpu.compiling import Real, address_of, kernel
-from d2v_backends.numba_cpu.packing import aligned
-from d2v_backends.numba_cpu.pointers import at, next_task, pointer, seen_as
-from d2v_backends.numba_cpu.target import TARGET
-from d2v_backends.numba_cpu.tiles import ROWS, lanes, tile, width
+
+from .compiling import Real, address_of, kernel
+from .packing import aligned
+from .pointers import at, next_task, pointer, seen_as
+from .target import TARGET
+from .tiles import ROWS, lanes, tile, width
 
 DEPTH, REPEATS = 96, 2000  # factors of one task: 24 kB in a format of 4 bytes
 
 
 @kernel
-def tiles_again(counter, scratch: int, room: int, tasks: int, depth: int, repeats: int, factor: Real, like: Real):  # type: ignore[no-untyped-def]
+def tiles_again(counter, scratch: int, room: int, tasks: int, depth: int, repeats: int, factor: Real, like: Real):
     """Each task: ``repeats`` tiles of the same factors."""
     mine = next_task(at(counter, 8)) * room
     first = at(pointer(scratch, like), mine)
@@ -30,7 +31,7 @@ def tiles_again(counter, scratch: int, room: int, tasks: int, depth: int, repeat
 
 
 def fma_peak(threads: int, dtype: np.dtype, paired: bool = False, repeat: int = 5) -> float:
-    """Floating-point operations a second of all threads together, two for a product and its sum: the best of a few runs.
+    """Operations a second of all threads together, two for a product and its sum: the best of a few runs.
 
     ``paired``: of dot products of bfloat16, which do two products in a step.
     """

@@ -8,10 +8,11 @@ it owns its part of y, and every number of y is summed over k in one order: the 
 from __future__ import annotations
 
 import numpy as np
-from d2v_backends.numba_cpu.compiling import Real, Rows, kernel, routine
-from d2v_backends.numba_cpu.elementwise import activate
-from d2v_backends.numba_cpu.pointers import at, next_task, pointer, seen_as
-from d2v_backends.numba_cpu.tiles import (
+
+from .compiling import Real, Rows, kernel, routine
+from .elementwise import activate
+from .pointers import at, next_task, pointer, seen_as
+from .tiles import (
     ROWS,
     lanes,
     pack,
@@ -27,7 +28,7 @@ BLOCK = 512  # rows of x in a task
 
 
 @routine(inline=True)
-def finish(y, ldy, rows, columns, activation, scale, scaled, residual, ldr, added):  # type: ignore[no-untyped-def]
+def finish(y, ldy, rows, columns, activation, scale, scaled, residual, ldr, added):
     """y = residual + scale * activation(y), in place, while it is in the first-level cache."""
     for i in range(rows):
         row = at(y, i * ldy)
@@ -42,7 +43,7 @@ def finish(y, ldy, rows, columns, activation, scale, scaled, residual, ldr, adde
 
 
 @routine(inline=True)
-def panel(rows, columns, depth, x, ldx, w, first, y, ldy, edge, finishing, following):  # type: ignore[no-untyped-def]
+def panel(rows, columns, depth, x, ldx, w, first, y, ldy, edge, finishing, following):
     """y = finishing(first + x w) for some rows and one panel's columns.
 
     w (depth, columns rounded up to whole vectors), first: as many numbers.  ``edge``: room for rows x width numbers,
@@ -81,7 +82,7 @@ def panel(rows, columns, depth, x, ldx, w, first, y, ldy, edge, finishing, follo
 
 
 @routine(inline=True)
-def begin_with(first, bias, given, columns):  # type: ignore[no-untyped-def]
+def begin_with(first, bias, given, columns):
     """What the sums of a panel begin with: the bias where there is one, and 0 up to the panel's width."""
     for j in range(width(first)):
         first[j] = 0
@@ -95,7 +96,7 @@ Parts = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, i
 
 
 @routine(inline=True)
-def place_of(parts, panel_index, wide):  # type: ignore[no-untyped-def]
+def place_of(parts, panel_index, wide):
     """Which weight the panel of this number is of, counted through all, and its first column; weight 3: none."""
     part = 0
     while part < 3:
@@ -125,7 +126,7 @@ def linear(
     room: int,
     factor: Real,
     like: Real,
-):  # type: ignore[no-untyped-def]
+):
     """y = residual + scale * activation(x W^T + b), for up to three W of one x.
 
     x (rows, depth), y and residual (rows, outputs).  ``factor``: the type of x and of the panels, int32 for pairs of
@@ -181,7 +182,7 @@ def linear_room(rows: int, depth: int, blocks: int, wide: int, packed: bool) -> 
 
 
 @kernel
-def pair_all(counter, x: Rows, out: int, rows: int, depth: int, like: Real):  # type: ignore[no-untyped-def]
+def pair_all(counter, x: Rows, out: int, rows: int, depth: int, like: Real):
     """x (rows, depth) as pairs of bfloat16 along each row."""
     while True:
         begin = next_task(counter) * 8
@@ -192,7 +193,7 @@ def pair_all(counter, x: Rows, out: int, rows: int, depth: int, like: Real):  # 
 
 
 @kernel
-def pack_panels(counter, w: int, out: int, outputs: int, depth: int, scratch: int, room: int, factor: Real, like: Real):  # type: ignore[no-untyped-def]
+def pack_panels(counter, w: int, out: int, outputs: int, depth: int, scratch: int, room: int, factor: Real, like: Real):
     """The panels of W (outputs, depth), one after the other; the last one as wide as its whole vectors."""
     wide, step = width(like), lanes(like)
     own = at(pointer(scratch, like), next_task(at(counter, 8)) * room)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from d2v_backends.numba_cpu import rows
-from d2v_backends.numba_cpu.elementwise import CODES
-from d2v_backends.numba_cpu.operands import address, count, distance, own, rows_of
-from d2v_backends.numba_cpu.threads import number_of_threads
 
 from d2v_ref.errors import InputError
 from d2v_ref.ops import Ops
 from d2v_ref.ops.definitions import check_layer_norm
+
+from . import rows
+from .elementwise import CODES
+from .operands import address, count, distance, own, rows_of
+from .threads import number_of_threads
 
 Array = Any
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from d2v_backends.numba_cpu.compiling import Real, Rows, kernel
-from d2v_backends.numba_cpu.elementwise import activate, exp_sum, largest, layer_norm_row, sigmoid
-from d2v_backends.numba_cpu.pointers import at, cast, next_task, pointer
+from .compiling import Real, Rows, kernel
+from .elementwise import activate, exp_sum, largest, layer_norm_row, sigmoid
+from .pointers import at, cast, next_task, pointer
 
 TASK = 1 << 13  # numbers of a task
 
 
 @kernel
-def activation(counter, code: int, x: int, count: int, like: Real):  # type: ignore[no-untyped-def]
+def activation(counter, code: int, x: int, count: int, like: Real):
     """x = activation(x) in place."""
     while True:
         begin = next_task(counter) * TASK
@@ -24,7 +24,7 @@ def activation(counter, code: int, x: int, count: int, like: Real):  # type: ign
 @kernel
 def layer_norm(
     counter, x: Rows, y: int, rows: int, width: int, weight: int, bias: int, eps: float, step: int, like: Real
-):  # type: ignore[no-untyped-def]
+):
     """y = layer_norm(x) of rows without gaps; ``weight`` 0: neither weight nor bias.  ``step``: rows of a task."""
     scale, shift = pointer(weight, like), pointer(bias, like)
     while True:
@@ -37,7 +37,7 @@ def layer_norm(
 
 
 @kernel
-def softmax(counter, x: Rows, y: int, rows: int, width: int, logarithm: int, step: int, like: Real):  # type: ignore[no-untyped-def]
+def softmax(counter, x: Rows, y: int, rows: int, width: int, logarithm: int, step: int, like: Real):
     """y = softmax(x) of rows, or its logarithm."""
     one = cast(1.0, like)
     while True:
@@ -61,7 +61,7 @@ def softmax(counter, x: Rows, y: int, rows: int, width: int, logarithm: int, ste
 
 
 @kernel
-def glu(counter, x: Rows, y: int, rows: int, half: int, step: int, like: Real):  # type: ignore[no-untyped-def]
+def glu(counter, x: Rows, y: int, rows: int, half: int, step: int, like: Real):
     """y = a sigmoid(b), for the halves a and b of each row."""
     while True:
         begin = next_task(counter) * step

@@ -16,13 +16,14 @@ from importlib import import_module
 from typing import Any
 
 import numba
-from d2v_backends.numba_cpu.cache import compiled
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from d2v_ref.errors import BackendError
+
+from .cache import compiled
 
 VARIABLE = "D2V_NUM_THREADS"
 
@@ -67,7 +68,7 @@ def _call(typing: Any, function: Any, arguments: Any) -> Any:
 
 
 @njit(parallel=True, nogil=True, error_model="numpy")
-def _run(threads, function, arguments):  # type: ignore[no-untyped-def]
+def _run(threads, function, arguments):
     for _ in prange(threads):
         _call(function, arguments)
 

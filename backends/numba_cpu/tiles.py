@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from d2v_backends.numba_cpu.compiling import routine
-from d2v_backends.numba_cpu.pointers import INT64, at, function
-from d2v_backends.numba_cpu.target import TARGET
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
+
+from .compiling import routine
+from .pointers import INT64, at, function
+from .target import TARGET
 
 INT32 = ir.IntType(32)
 
@@ -245,7 +246,7 @@ class _Product:
 
 
 @routine
-def tile(rows, vectors, depth, a, lda, b, ldb, c, ldc, first, ldf, ahead):  # type: ignore[no-untyped-def]
+def tile(rows, vectors, depth, a, lda, b, ldb, c, ldc, first, ldf, ahead):
     """C = first + A B, of at most ``ROWS`` rows and ``width`` columns, in whole vectors.
 
     A (rows, depth), B (depth, vectors * lanes), C and first (rows, vectors * lanes): pointers and the distance of
@@ -317,7 +318,7 @@ def maximum(typing: Any, x: Any, count: Any) -> Any:
 
 
 @routine
-def pack(rows, ld, count, depth, out, columns):  # type: ignore[no-untyped-def]
+def pack(rows, ld, count, depth, out, columns):
     """out[k, j] = rows[j, k] for j < count, 0 up to ``columns``: a panel of a product's second factor.
 
     rows (count, depth) at distances of ``ld``, out (depth, columns) without gaps.
@@ -359,7 +360,7 @@ def _rounded(typing: Any, low: Any, high: Any) -> Any:
 
 
 @routine
-def pair_row(x, count, out):  # type: ignore[no-untyped-def]
+def pair_row(x, count, out):
     """A row of float32 as pairs of bfloat16 along it, 0 beside the last of an odd number."""
     for i in range(count // 2):
         out[i] = _rounded(x[2 * i], x[2 * i + 1])
@@ -368,7 +369,7 @@ def pair_row(x, count, out):  # type: ignore[no-untyped-def]
 
 
 @routine
-def pair_columns(panel, depth, columns, out):  # type: ignore[no-untyped-def]
+def pair_columns(panel, depth, columns, out):
     """A packed panel (depth, columns) as pairs of bfloat16 along the depth, 0 beside the last of an odd number."""
     for k in range(depth // 2):
         low, high, pairs = at(panel, 2 * k * columns), at(panel, (2 * k + 1) * columns), at(out, k * columns)
@@ -380,46 +381,46 @@ def pair_columns(panel, depth, columns, out):  # type: ignore[no-untyped-def]
             pairs[j] = _rounded(low[j], np.float32(0))
 
 
-def steps(depth, factor):  # type: ignore[no-untyped-def]
+def steps(depth, factor):
     """How many steps a sum over ``depth`` takes: as many, or half for factors in pairs."""
     raise NotImplementedError("is compiled into kernels")
 
 
 @overload(steps, inline="always")
-def _steps(depth, factor):  # type: ignore[no-untyped-def]
+def _steps(depth, factor):
     if factor == types.int32:
         return lambda depth, factor: (depth + 1) // 2
     return lambda depth, factor: depth
 
 
-def as_factors(x, count, out, factor):  # type: ignore[no-untyped-def]
+def as_factors(x, count, out, factor):
     """Numbers of a row as factors: as they are, or in pairs of bfloat16."""
     raise NotImplementedError("is compiled into kernels")
 
 
 @overload(as_factors)
-def _as_factors(x, count, out, factor):  # type: ignore[no-untyped-def]
-    def floats(x, count, out, factor):  # type: ignore[no-untyped-def]
+def _as_factors(x, count, out, factor):
+    def floats(x, count, out, factor):
         for i in range(count):
             out[i] = x[i]
 
-    def pairs(x, count, out, factor):  # type: ignore[no-untyped-def]
+    def pairs(x, count, out, factor):
         pair_row(x, count, out)
 
     return pairs if factor == types.int32 else floats
 
 
-def rows_as_factors(x, ld, rows, count, out, factor):  # type: ignore[no-untyped-def]
+def rows_as_factors(x, ld, rows, count, out, factor):
     """Rows as factors, and their distance: the rows themselves, or in pairs of bfloat16 at ``out``."""
     raise NotImplementedError("is compiled into kernels")
 
 
 @overload(rows_as_factors)
-def _rows_as_factors(x, ld, rows, count, out, factor):  # type: ignore[no-untyped-def]
-    def floats(x, ld, rows, count, out, factor):  # type: ignore[no-untyped-def]
+def _rows_as_factors(x, ld, rows, count, out, factor):
+    def floats(x, ld, rows, count, out, factor):
         return x, ld
 
-    def pairs(x, ld, rows, count, out, factor):  # type: ignore[no-untyped-def]
+    def pairs(x, ld, rows, count, out, factor):
         for i in range(rows):
             pair_row(at(x, i * ld), count, at(out, i * ((count + 1) // 2)))
         return out, (count + 1) // 2
@@ -427,18 +428,18 @@ def _rows_as_factors(x, ld, rows, count, out, factor):  # type: ignore[no-untype
     return pairs if factor == types.int32 else floats
 
 
-def panel_as_factors(panel, depth, columns, out, factor):  # type: ignore[no-untyped-def]
+def panel_as_factors(panel, depth, columns, out, factor):
     """A packed panel (depth, columns) at ``out``: as it is, or in pairs of bfloat16 along the depth."""
     raise NotImplementedError("is compiled into kernels")
 
 
 @overload(panel_as_factors)
-def _panel_as_factors(panel, depth, columns, out, factor):  # type: ignore[no-untyped-def]
-    def floats(panel, depth, columns, out, factor):  # type: ignore[no-untyped-def]
+def _panel_as_factors(panel, depth, columns, out, factor):
+    def floats(panel, depth, columns, out, factor):
         for i in range(depth * columns):
             out[i] = panel[i]
 
-    def pairs(panel, depth, columns, out, factor):  # type: ignore[no-untyped-def]
+    def pairs(panel, depth, columns, out, factor):
         pair_columns(panel, depth, columns, out)
 
     return pairs if factor == types.int32 else floats

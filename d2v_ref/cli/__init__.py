@@ -16,12 +16,14 @@ import click
 
 import d2v_ref
 from d2v_ref.cli.audit import audit
+from d2v_ref.cli.bench import bench
 from d2v_ref.cli.common import say_error
 from d2v_ref.cli.demo import demo
 from d2v_ref.cli.diff import diff
 from d2v_ref.cli.golden import golden
 from d2v_ref.cli.run import run
 from d2v_ref.cli.synth import synth
+from d2v_ref.cli.warmup import warmup
 from d2v_ref.cli.which import backends
 from d2v_ref.errors import D2VError
 
@@ -63,7 +65,7 @@ def cli() -> None:
     """Data2Vec models in NumPy: run them, record what they compute, hold other implementations against it."""
 
 
-for command in (demo, run, golden, diff, audit, synth, backends):
+for command in (demo, run, golden, diff, audit, synth, bench, backends, warmup):
     cli.add_command(command)
 
 
