@@ -86,11 +86,11 @@ def environment(folder: Path, **changes: str) -> dict[str, str]:
     return {**os.environ, **NO_WORDS, "PYTHONPATH": str(ROOT), "D2V_CACHE_DIR": str(folder), **changes}
 
 
-def python(code: str, folder: Path, *, timeout: float = 120, **changes: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     """A program in a process of its own, which must end well."""
     program = [sys.executable, "-c", textwrap.dedent(code)]
     env, cwd = environment(folder, **changes), folder.parent
-    done = subprocess.run(program, env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(program, env=env, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -456,7 +456,7 @@ def test_the_argument_then_the_variable_then_all(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 7)
     monkeypatch.setenv("D2V_NUM_THREADS", "3")
     assert numba_cpu.NumbaOps(threads=2).threads == 2
-    assert numba_cpu.NumbaOps(threads=np.int64(5)).threads == 5  # type: ignore[arg-type]
+    assert numba_cpu.NumbaOps(threads=np.int64(5)).threads == 5
     assert numba_cpu.NumbaOps().threads == 3
     monkeypatch.setenv("D2V_NUM_THREADS", "")
     assert numba_cpu.NumbaOps().threads == 7

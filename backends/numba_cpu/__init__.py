@@ -29,6 +29,7 @@ from .compiling import Kernel
 from .elementwise import CODES
 from .operands import address, distance, own, result, rows_of
 from .packing import Packed, aligned, release
+from .peak import fma_peak
 from .row_ops import RowOps
 from .target import TARGET
 from .threads import launch
@@ -78,6 +79,10 @@ class NumbaOps(RowOps):
             weight = module.weight
             module.weight = Packed(weight, groups, self.threads, self._pairs(weight))
             release(weight)
+
+    def fma_peak(self) -> float:
+        """The operations a second that the threads reach on data in their first-level caches."""
+        return fma_peak(self.threads, self.dtype, self.paired)
 
     def _pairs(self, weight: Array) -> bool:
         """Whether a weight is rounded to pairs of bfloat16: of a convolution, where a frame has whole ones."""

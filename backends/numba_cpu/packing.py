@@ -12,6 +12,7 @@ from .compiling import address_of
 from .products import pack_panels
 from .target import TARGET
 
+SMALL = 1 << 15  # numbers that one thread has packed before others have begun
 LINE = 64  # bytes of a cache line
 
 
@@ -43,8 +44,9 @@ class Packed:
         self.address = address_of(self.panels)
         scratch, like = aligned(threads * wide * depth, self.dtype), self.dtype.type(0)
         for matrix, out in zip(matrices, self.panels.reshape(groups, -1), strict=True):
+            few = 1 if matrix.size < SMALL else threads
             given = address_of(matrix), address_of(out), rows, depth, address_of(scratch), wide * depth
-            pack_panels(threads, *given, np.int32(0) if paired else like, like)
+            pack_panels(few, *given, np.int32(0) if paired else like, like)
 
     @property
     def ndim(self) -> int:
