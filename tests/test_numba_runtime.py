@@ -481,7 +481,7 @@ def test_as_many_threads_work_as_were_asked_for(tmp_path: Path) -> None:
         meet(threads, out.ctypes.data, threads, 8, np.float32(0))
         print(out.sum(), end=" ")
     """
-    assert python(code, tmp_path, timeout=60).stdout == "1 2 3 2 "
+    assert python(code, tmp_path).stdout == "1 2 3 2 "
 
 
 def test_any_number_of_threads_gives_the_same_bits(warm: Path) -> None:
