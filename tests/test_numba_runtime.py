@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from d2v_ref.cli import main
 from d2v_ref.errors import BackendError
 
 pty: Any = pytest.importorskip("pty") if sys.platform != "win32" else None
+Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).parents[1]
 SAYS = "d2v_ref: compiling kernels for this processor"
 NO_WORDS = {"D2V_QUIET": "", "D2V_NUM_THREADS": "", "NUMBA_NUM_THREADS": "3", "NUMBA_THREADING_LAYER": "default"}
@@ -86,7 +88,7 @@ def environment(folder: Path, **changes: str) -> dict[str, str]:
     return {**os.environ, **NO_WORDS, "PYTHONPATH": str(ROOT), "D2V_CACHE_DIR": str(folder), **changes}
 
 
-def python(code: str, folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, folder: Path, **changes: str) -> Done:
     """A program in a process of its own, which must end well."""
     program = [sys.executable, "-c", textwrap.dedent(code)]
     env, cwd = environment(folder, **changes), folder.parent
@@ -95,7 +97,7 @@ def python(code: str, folder: Path, **changes: str) -> subprocess.CompletedProce
     return done
 
 
-def d2v(*arguments: str, folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+def d2v(*arguments: str, folder: Path, **changes: str) -> Done:
     command = [sys.executable, "-m", "d2v_ref", *arguments]
     env = environment(folder, **changes)
     return subprocess.run(command, env=env, cwd=folder.parent, capture_output=True, text=True, timeout=300, check=False)
@@ -113,20 +115,24 @@ def path_of(folder: Path, name: str) -> Path:
     return found
 
 
-@pytest.fixture(scope="session")
-def warmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+@pytest.fixture(scope="module", autouse=True)
+def warming(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Future[Done]]]:
+    """`d2v-ref warmup` of an empty cache, beside the tests that do without it."""
     folder = tmp_path_factory.mktemp("kernels")
-    return folder, d2v("warmup", folder=folder)
-
-
-@pytest.fixture(scope="session")
-def warm(warmed: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
-    """Every kernel of float32, as `d2v-ref warmup` leaves it."""
-    return warmed[0]
+    with ThreadPoolExecutor(1) as pool:
+        yield folder, pool.submit(d2v, "warmup", folder=folder)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def warm(warming: tuple[Path, Future[Done]]) -> Path:
+    """Every kernel of float32, as `d2v-ref warmup` leaves it."""
+    folder, done = warming
+    assert done.result().returncode == 0, done.result().stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """A cache in which one small program has kept what it compiled."""
     folder = tmp_path_factory.mktemp("small")
     return folder, python(SMALL, folder)
@@ -140,7 +146,7 @@ def copied(small: tuple[Path, Any], tmp_path: Path) -> Path:
 # ---- the cache
 
 
-def test_a_second_process_compiles_nothing(small: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_second_process_compiles_nothing(small: tuple[Path, Done]) -> None:
     folder, first = small
     before = kernels(folder)
     assert set(before) == {"run.kernel", "softmax-f.kernel", "glu-f.kernel"}
@@ -149,7 +155,7 @@ def test_a_second_process_compiles_nothing(small: tuple[Path, subprocess.Complet
     assert kernels(folder) == before
 
 
-def test_what_is_compiled_is_said_once_with_the_place(small: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_what_is_compiled_is_said_once_with_the_place(small: tuple[Path, Done]) -> None:
     folder, first = small
     assert first.stderr.count("\n") == 1
     assert first.stderr.startswith(SAYS)
@@ -193,7 +199,7 @@ def tree(folder: Path) -> dict[Path, bytes]:
 
 
 def test_a_folder_that_can_not_be_written_is_warned_of_once_and_no_obstacle(
-    small: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+    small: tuple[Path, Done], tmp_path: Path
 ) -> None:
     no_folder = tmp_path / "file"
     no_folder.touch()
@@ -203,9 +209,7 @@ def test_a_folder_that_can_not_be_written_is_warned_of_once_and_no_obstacle(
     assert re.search(rf"can't be kept in {no_folder}\S* \(Not a directory\).*set D2V_CACHE_DIR", done.stderr)
 
 
-def test_damaged_files_are_compiled_again_and_replaced(
-    small: tuple[Path, subprocess.CompletedProcess[str]], copied: Path
-) -> None:
+def test_damaged_files_are_compiled_again_and_replaced(small: tuple[Path, Done], copied: Path) -> None:
     run, softmax, glu = (path_of(copied, name) for name in ("run", "softmax-f", "glu-f"))
     kept = softmax.read_bytes()
     run.write_bytes(run.read_bytes()[:1000])
@@ -220,9 +224,7 @@ def test_damaged_files_are_compiled_again_and_replaced(
     assert python(SMALL, copied).stderr == ""
 
 
-def test_two_processes_may_compile_the_same_at_once(
-    small: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_two_processes_may_compile_the_same_at_once(small: tuple[Path, Done], tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: python(SMALL, tmp_path), range(2)))
     assert [done.stdout for done in both] == [small[1].stdout] * 2
@@ -257,13 +259,12 @@ def test_no_home_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyP
 # ---- d2v-ref warmup
 
 
-def test_warmup_says_what_it_did_and_where(warmed: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, first = warmed
-    assert (first.returncode, first.stderr) == (0, "")
-    count, place = len(kernels(folder)), path_of(folder, "run").parent
-    words, where = first.stdout.splitlines()
-    assert re.fullmatch(rf"numba, float32: {count} compiled, 0 were there, \d+ s", words)
-    assert where == f"kept in {place}"
+def test_warmup_says_what_it_did_and_where(warm: Path, warming: tuple[Path, Future[Done]]) -> None:
+    done = warming[1].result()
+    words, where = done.stdout.splitlines()
+    assert re.fullmatch(rf"numba, float32: {len(kernels(warm))} compiled, 0 were there, \d+ s", words)
+    assert where == f"kept in {path_of(warm, 'run').parent}"
+    assert done.stderr == ""
 
 
 def test_warmup_compiles_what_is_missing(warm: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,7 +88,8 @@ def features_here() -> set[str]:
 
 
 x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no x86-64 processor")
-avx2 = pytest.mark.skipif(not {"avx2", "fma"} <= features_here(), reason="this processor has no AVX2")
+AVX2_HERE = {"avx2", "fma"} <= features_here()
+avx2 = pytest.mark.skipif(not AVX2_HERE, reason="this processor has no AVX2")
 avx512 = pytest.mark.skipif("avx512f" not in features_here(), reason="this processor has no AVX-512")
 
 
@@ -139,10 +142,21 @@ def test_a_tile_is_of_whole_vectors(features: str, itemsize: int, lanes: int, wi
 # ---- tiles that compute
 
 
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[list[str]]]]:
+    """Both targets beside each other: nearly all of the time goes into compiling."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            name: pool.submit(python, COMPUTE, tmp_path_factory.mktemp(name), **changes)
+            for name, changes in (("avx2", AVX2), ("portable", PORTABLE))
+            if name != "avx2" or AVX2_HERE
+        }
+
+
 @x86
 @avx2
-def test_avx2_computes_what_numpy_computes(tmp_path: Path) -> None:
-    error, name, *assembly = python(COMPUTE, tmp_path, **AVX2)
+def test_avx2_computes_what_numpy_computes(computed: dict[str, Future[list[str]]]) -> None:
+    error, name, *assembly = computed["avx2"].result()
     assert error.startswith("bfloat16 needs AVX512_BF16 (got avx2; expected avx512 with bf16)")
     assert name == "avx2"
     assert count(assembly, "vfmadd", "%ymm") > 100
@@ -150,8 +164,8 @@ def test_avx2_computes_what_numpy_computes(tmp_path: Path) -> None:
 
 
 @x86
-def test_the_portable_tile_computes_what_numpy_computes(tmp_path: Path) -> None:
-    error, name, *assembly = python(COMPUTE, tmp_path, **PORTABLE)
+def test_the_portable_tile_computes_what_numpy_computes(computed: dict[str, Future[list[str]]]) -> None:
+    error, name, *assembly = computed["portable"].result()
     assert error.startswith("bfloat16 needs AVX512_BF16 (got portable; expected avx512 with bf16)")
     assert name == "portable"
     assert count(assembly, "mulps", "%xmm") > 100

@@ -40,7 +40,15 @@ SMALL = 1 << 17  # multiply-adds that one thread has done before others have beg
 
 
 class NumbaOps(RowOps):
-    """Operations in compiled kernels, of float32 or float64, on this processor's cores.
+    """Operations in compiled kernels on this processor's cores.
+
+    Args:
+        dtype: "float32", "float64", or "bfloat16": weights and the other factor of every matrix product are rounded to
+            bfloat16, sums and everything else are float32.
+        threads: how many compute; D2V_NUM_THREADS or all if None.
+
+    Raises:
+        BackendError: bfloat16 on a processor without AVX512_BF16, or a number of threads that can't be.
 
     The same bits come out for every number of threads: a task owns its outputs, and each is summed in one order.
     """
@@ -51,7 +59,7 @@ class NumbaOps(RowOps):
     def __init__(self, dtype: str = "float32", threads: int | None = None) -> None:
         self.paired = dtype == "bfloat16"
         if self.paired and not TARGET.bfloat16:
-            hint = "Ask for float32, which this processor computes as fast"
+            hint = "Ask for float32"
             raise BackendError("bfloat16 needs AVX512_BF16", got=TARGET.name, expected="avx512 with bf16", hint=hint)
         super().__init__("float32" if self.paired else dtype, threads)
         self._rooms = threading.local()

@@ -24,47 +24,10 @@ from .tiles import lanes, maximum
 SUM = {"reassoc", "contract", "nsz"}  # a sum may be taken in parts
 FUSE = {"contract"}  # a product and a sum may be one instruction; a range reduction stays in its order
 
-CODES = {name: code for code, name in enumerate(dict.fromkeys(["identity", *ACTIVATIONS.values()]))}
-(
-    IDENTITY,
-    GELU,
-    GELU_10,
-    GELU_TANH,
-    GELU_FAST,
-    QUICK_GELU,
-    HARDSWISH,
-    LAPLACE,
-    LEAKY_RELU,
-    MISH,
-    RELU,
-    RELU2,
-    RELU6,
-    SIGMOID,
-    SILU,
-    SQRTSOFTPLUS,
-    TANH,
-) = (
-    CODES[name]
-    for name in (
-        "identity",
-        "gelu",
-        "gelu_10",
-        "gelu_tanh",
-        "gelu_fast",
-        "quick_gelu",
-        "hardswish",
-        "laplace",
-        "leaky_relu",
-        "mish",
-        "relu",
-        "relu2",
-        "relu6",
-        "sigmoid",
-        "silu",
-        "sqrtsoftplus",
-        "tanh",
-    )
-)
+IDENTITY, GELU, GELU_10, GELU_TANH, GELU_FAST, QUICK_GELU, HARDSWISH, LAPLACE, LEAKY_RELU = range(9)
+MISH, RELU, RELU2, RELU6, SIGMOID, SILU, SQRTSOFTPLUS, TANH = range(9, 17)
+# The activations by the names of their definitions in ``Ops``, which are those of the constants above.
+CODES: dict[str, int] = {name: globals()[name.upper()] for name in dict.fromkeys(ACTIVATIONS.values())}
 
 
 @intrinsic

@@ -13,6 +13,7 @@ from .compiling import Real, Rows, kernel, routine
 from .elementwise import activate
 from .pointers import at, next_task, pointer, seen_as
 from .tiles import (
+    LINE_VECTORS,
     ROWS,
     lanes,
     pack,
@@ -66,9 +67,10 @@ def panel(rows, columns, depth, x, ldx, w, first, y, ldy, edge, finishing, follo
             start, lds = (first, 0) if done == 0 else (mine, ldo)
             here = at(x, begin * ldx + done)
             own = at(w, done * vectors * step)
-            # A panel that the next task of this thread will probably need comes from memory while this one computes.
-            line = 16
-            ahead = at(following, (strip * depth + done) * line) if strip * line < vectors * step else own
+            # A panel that the next task of this thread will probably need comes from memory while this one computes:
+            # a cache line at each k, the first lines at the first strips.
+            fetched = (strip * depth + done) * lanes(y) * LINE_VECTORS
+            ahead = at(following, fetched) if fetched < depth * vectors * step else own
             tile(count, vectors, part, here, ldx, own, vectors * step, mine, ldo, start, lds, ahead)
             if last:
                 finish(mine, ldo, count, columns, activation, scale, scaled, at(residual, begin * ldr), ldr, added)

@@ -122,6 +122,7 @@ def width(typing: Any, like: Any) -> Any:
 
 
 ROWS = TARGET.rows
+LINE_VECTORS = 512 // TARGET.bits  # vectors in a cache line of 64 bytes
 
 
 @intrinsic
@@ -172,7 +173,7 @@ class _Product:
         self, v: _Vectors, rows: int, vectors: int, depth: Any, a: Any, lda: Any, b: Any, ldb: Any, *outer: Any
     ) -> None:
         self.v, self.builder = v, v.builder
-        self.line = 64 // v.align  # numbers in a cache line
+        self.line = v.lanes * LINE_VECTORS  # numbers in a cache line
         self.cells = [(i, j) for i in range(rows) for j in range(vectors)]
         self.rows, self.vectors = rows, vectors
         self.depth, self.b, self.ldb = depth, b, ldb
@@ -250,7 +251,8 @@ def tile(rows, vectors, depth, a, lda, b, ldb, c, ldc, first, ldf, ahead):
     """C = first + A B, of at most ``ROWS`` rows and ``width`` columns, in whole vectors.
 
     A (rows, depth), B (depth, vectors * lanes), C and first (rows, vectors * lanes): pointers and the distance of
-    their rows.  With ``ldf`` 0 every row begins with the same numbers: the bias.  ``first`` may be C itself.
+    their rows.  With ``ldf`` 0 every row begins with the same numbers: the bias.  ``first`` may be C itself.  From
+    ``ahead`` on, a cache line for each k is brought into the second-level cache; nothing is read of it.
 
     Where A and B point to int32, they are pairs of bfloat16 along the depth, which counts the pairs; C is float32.
     """
