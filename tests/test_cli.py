@@ -43,6 +43,8 @@ COMMANDS: tuple[list[str], ...] = (
     ["audit"],
     ["diff"],
     ["synth"],
+    ["bench"],
+    ["warmup"],
     ["backends"],
     ["demo"],
 )

@@ -34,7 +34,7 @@ from d2v_backends.numba_cpu import NumbaOps, products
 from d2v_backends.numba_cpu.target import TARGET
 from d2v_ref.errors import BackendError
 
-OPERATIONS = {"linear": 25, "attention": 25, "conv1d": 20, "conv2d": 10, "layer_norm": 10, "gelu": 5}
+OPERATIONS = {"linear": 15, "attention": 15, "conv1d": 12, "conv2d": 8, "layer_norm": 5, "gelu": 3}
 for form in ("float32", "float64"):
     ops, bounds = NumbaOps(form, threads=2), Allowances(form)
     for name, count in OPERATIONS.items():

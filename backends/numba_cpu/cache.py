@@ -128,21 +128,28 @@ class Stored:
             return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        """Keeps a compiled function: a whole file or none, whoever else writes it."""
+        """Keeps a compiled function, or warns that it can't be kept."""
         self.busy.close()
-        if result.library.has_dynamic_globals:
-            raise RuntimeError(f"kernel {self.name} holds addresses of this process: it can't be kept")
+        reason = self._keep(result)
+        if reason and self.ahead:
+            raise BackendError("compiled kernels can't be kept", path=self.path.parent, got=reason, hint=HINT)
+        if reason:
+            _warn_once(str(self.path.parent), reason)
+
+    def _keep(self, result: Any) -> str:
+        """Writes a whole file or none, whoever else writes it; returns why it can't be written, or ""."""
+        if result.library.has_dynamic_globals:  # as code that is not optimised does
+            return f"kernel {self.name} holds addresses of this process"
         data = dumps(result._reduce())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as temporary:
                 temporary.write_bytes(self._digest(data) + data)
-        except (OSError, CheckpointError) as error:
-            reason = str(error.got) if isinstance(error, CheckpointError) else error.strerror or str(error)
-            if self.ahead:
-                folder = self.path.parent
-                raise BackendError("compiled kernels can't be kept", path=folder, got=reason, hint=HINT) from None
-            _warn_once(str(self.path.parent), reason)
+        except CheckpointError as error:
+            return str(error.got)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
     def _digest(self, data: bytes) -> bytes:
         return hashlib.sha256(f"{KEY}/{self.name}\0".encode() + data).digest()

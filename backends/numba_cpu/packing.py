@@ -56,6 +56,11 @@ class Packed:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the panels, which may be a little wider than the weight, and half of it in bfloat16."""
+        return self.panels.nbytes
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The weight again: bit for bit, or as it was rounded."""
         rows, wide = self.shape[0] // self.groups, TARGET.width(self.dtype.itemsize)

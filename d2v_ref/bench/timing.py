@@ -5,7 +5,7 @@ with them.  Measured on two cores: OpenBLAS's take 40 ms of them, libgomp's (tor
 and OpenVINO's less than 3 ms; torch, straight after NumPy, took 131 ms for what takes it 53 ms alone.  To forbid them
 that would slow their own next step, so each run waits ``PAUSE`` after the one before.  Then the fastest runs of NumPy,
 torch and ONNX Runtime among the others were within 5 % of those alone in a process, and another run straight before
-the timed one made no difference.  `d2v-ref bench --engine NAME` tells what an engine takes alone.
+the timed one made no difference beyond the noise.  `d2v-ref bench --engine NAME` tells what an engine takes alone.
 
 Processes that compute beside it do more harm than that, to engines that wait for each of their threads the most; the
 table says how much of the processor they took.
