@@ -81,11 +81,11 @@ class Kernel:
                 words.append(f"as_float({word})" if part is float else word)
                 codes += "d" if part is float else "q"
             self.sources.append(words[0] if len(parts) == 1 else f"({', '.join(words)})")
-        self.nested = any(typing.get_args(kind) for kind in kinds)
         self.layout = struct.Struct(f"{8 * COUNTERS}x{codes}")  # x: zeros
         self.words = self.layout.size // 8
         self.functions: dict[str, CFunc] = {}
         self.addresses: dict[str, int] = {}
+        self.called: dict[tuple[type, ...], int] = {}  # the same by NumPy's types, which are sooner at hand
         Kernel.made[self.name] = self
 
     def compile(self, likes: str, ahead: bool = False) -> bool:
@@ -112,15 +112,21 @@ class Kernel:
         return scope[self.name]
 
     def __call__(self, threads: int, *args: Any) -> None:
-        given = args[: -self.likes]
-        if self.nested:
-            given = tuple(x for arg in given for x in (arg if isinstance(arg, tuple) else (arg,)))
+        given: list[Any] = []
+        for arg in args[: -self.likes]:
+            if type(arg) is tuple:
+                given += arg
+            else:
+                given.append(arg)
         arguments = np.empty(self.words, np.int64)
         self.layout.pack_into(arguments, 0, *given)  # type: ignore[arg-type]
-        likes = "".join(like.dtype.char for like in args[-self.likes :])
-        if likes not in self.addresses:
+        kinds = tuple(map(type, args[-self.likes :]))
+        function = self.called.get(kinds)
+        if function is None:
+            likes = "".join(np.dtype(kind).char for kind in kinds)
             self.compile(likes)
-        spread(threads, self.addresses[likes], address_of(arguments))
+            function = self.called[kinds] = self.addresses[likes]
+        spread(threads, function, arguments)
 
 
 kernel = Kernel

@@ -19,6 +19,8 @@ def own(operation: str, x: Any, dtype: np.dtype, contiguous: bool = False) -> np
     """An operand in the backend's dtype, at whole distances of its numbers."""
     if x.dtype != dtype:
         raise InputError(f"{operation}: another dtype than the backend's", got=x.dtype, expected=dtype)
+    if x.flags.c_contiguous:
+        return x
     if contiguous or any(stride % dtype.itemsize for stride in x.strides):
         x = np.ascontiguousarray(x)
     return x
@@ -37,6 +39,8 @@ def rows_of(operation: str, x: Any, dtype: np.dtype) -> np.ndarray:
 
 def distance(x: np.ndarray) -> int:
     """The distance of the rows of an operand that ``rows_of`` gave, in numbers."""
+    if x.flags.c_contiguous:
+        return x.shape[-1]
     steps = [stride for n, stride in zip(x.shape[:-1], x.strides[:-1], strict=True) if n > 1]
     return steps[-1] // x.itemsize if steps else x.shape[-1]
 

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.core.compiler_lock import global_compiler_lock
@@ -70,13 +71,13 @@ def _call(typing: Any, function: Any, arguments: Any) -> Any:
 @njit(parallel=True, nogil=True, error_model="numpy")
 def _run(threads, function, arguments):
     for _ in prange(threads):
-        _call(function, arguments)
+        _call(function, arguments.ctypes.data)
 
 
-def spread(threads: int, function: int, arguments: int) -> None:
-    """Runs the C function at an address in so many threads, all with the same arguments."""
+def spread(threads: int, function: int, arguments: np.ndarray) -> None:
+    """Runs the C function at an address in so many threads, all with the same arguments (1-D, int64)."""
     if threads == 1 or _forked:
-        _FUNCTION(function)(arguments)
+        _FUNCTION(function)(arguments.ctypes.data)
         return
     if not _launched:
         launch()
@@ -102,7 +103,7 @@ def launch(ahead: bool = False) -> bool:
         if _launched:
             return False
         _start_pool()
-        fresh = compiled(_run, "run", ((types.int64, types.int64, types.int64),), ahead)
+        fresh = compiled(_run, "run", ((types.int64, types.int64, types.int64[::1]),), ahead)
         _turn = threading.Lock() if numba.threading_layer() == "workqueue" else _ALL
         _launched = True
         return fresh

@@ -99,9 +99,12 @@ def main() -> None:
 
 
 def _time(job: Job, advance: Callable[[], None]) -> Job:
+    from d2v_ref.bench.peers import share_openmp
     from d2v_ref.bench.timing import time_case
 
     engines = [engine(name) for name in job["engines"]]
+    if any("torch" in each.packages for each in engines):
+        share_openmp()  # before any of them starts its threads
     case = Case.from_dict(job["case"])
     return time_case(case, engines, job["threads"], job["repeat"], Path(job["folder"]), advance).as_dict()
 
