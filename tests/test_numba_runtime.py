@@ -295,6 +295,7 @@ def test_warmup_knows_every_kernel_that_a_model_calls(dtype: str, monkeypatch: p
     monkeypatch.setattr(numba_cpu, "TARGET", numba_cpu.TARGET._replace(bfloat16=True))
     for kernel in Kernel.made.values():
         monkeypatch.setattr(kernel, "addresses", {})
+        monkeypatch.setattr(kernel, "called", {})
     known = set(numba_cpu.NumbaOps.kernels(dtype).compilers)
     random = np.random.default_rng(0)
     inputs = random.integers(5, 90, (2, 60)), random.normal(size=(1, 8000)), random.normal(size=(2, 3, 32, 32))

@@ -138,9 +138,9 @@ def _tanh(x):
     p = p * s + f(-5.37397155531e-2)
     p = p * s + f(1.33314422036e-1)
     p = p * s + f(-3.33332819422e-1)
-    near = p * s * x + x
-    far = math.copysign(f(1.0) - f(2.0) / (_exp(t + t) + f(1.0)), x)
-    return choose(t < f(0.625), near, far)
+    near = p * s * t + t
+    far = f(1.0) - f(2.0) / (_exp(t + t) + f(1.0))
+    return math.copysign(choose(t < f(0.625), near, far), x)
 
 
 @overload(exp)
