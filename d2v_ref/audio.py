@@ -25,7 +25,7 @@ from d2v_ref.config import Config
 from d2v_ref.ctc import ctc_loss
 from d2v_ref.errors import ConfigError, InputError
 from d2v_ref.nn import Activation, Conv1d, LayerNorm, Linear, Module, Parameter, Residual, recording
-from d2v_ref.ops import ACTIVATIONS
+from d2v_ref.ops import ACTIVATIONS, Ops
 from d2v_ref.outputs import (
     CausalLMOutput,
     SequenceClassifierOutput,
@@ -163,15 +163,21 @@ class ForwardPass:
     """What the layers share while a batch passes through them, and what they leave behind for the output."""
 
     mask: Array  # (B, T) booleans, True in an utterance, or None: every frame is
-    lengths: np.ndarray | None  # (B,), the utterances' frames; None unless padding has to be emptied on the way
+    exact: bool  # whether padding is emptied before each convolution
+    adapter_masks: tuple[Array, ...]  # the mask of what each of the adapter's layers is given; none unless exact
     probs: bool  # whether the attention probabilities are wanted
+    every_state: bool  # whether the hidden states are wanted
     hidden_states: list[Array] = field(default_factory=list)  # (B, T, D) each
     attentions: list[Array] = field(default_factory=list)  # (B, H, T, T) each
 
+    def keep(self, state: Array) -> None:
+        if self.every_state:
+            self.hidden_states.append(state)
 
-def emptied(x: Array, mask: Array) -> Array:
+
+def emptied(ops: Ops, x: Array, mask: Array) -> Array:
     """x (B, T, D) with zeros where mask (B, T) is False; x itself without a mask."""
-    return x if mask is None else np.where(mask[:, :, None], x, 0)  # x * mask would keep what overflowed there
+    return x if mask is None else ops.where(mask[:, :, None], x, 0)  # x * mask would keep what overflowed there
 
 
 class Data2VecAudioConvLayer(Module):
@@ -263,7 +269,7 @@ class Data2VecAudioPositionalConvEmbedding(Module):
 
     def forward(self, x: Array, run: ForwardPass) -> Array:
         for layer in self.layers:
-            x = layer(x if run.lengths is None else emptied(x, run.mask))
+            x = layer(emptied(self.ops, x, run.mask) if run.exact else x)
         return x
 
 
@@ -324,12 +330,12 @@ class Data2VecAudioEncoder(Module):
         self.layers = [Data2VecAudioEncoderLayer(config) for _ in range(config.num_hidden_layers)]
 
     def forward(self, x: Array, run: ForwardPass) -> Array:
-        x = emptied(x, run.mask)
+        x = emptied(self.ops, x, run.mask)
         x = self.layer_norm(x + self.pos_conv_embed(x, run))
-        run.hidden_states.append(x)
+        run.keep(x)
         for layer in self.layers:
             x = layer(x, run)
-            run.hidden_states.append(x)
+            run.keep(x)
         return x
 
 
@@ -362,13 +368,18 @@ class Data2VecAudioAdapter(Module):
     def forward(self, x: Array, run: ForwardPass) -> Array:
         if self.proj is not None:
             x = self.proj_layer_norm(self.proj(x))  # (B, T, D')
-        lengths = run.lengths
-        for layer in self.layers:
-            if lengths is not None:
-                x = emptied(x, layer.ops.asarray(np.arange(x.shape[1]) < lengths[:, None]))
-                lengths = _frames(lengths, layer.conv.weight.shape[2], layer.conv.stride, layer.conv.padding)
-            x = layer(x)
+        for i, layer in enumerate(self.layers):
+            x = layer(emptied(self.ops, x, run.adapter_masks[i]) if run.exact else x)
         return x
+
+    def masks(self, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of a mask of the frames before it, that of what each layer is given: (B, T) -> (B, T'), booleans."""
+        found, frames, lengths = [], mask.shape[1], mask.sum(axis=1)
+        for layer in self.layers:
+            found.append(np.arange(frames) < lengths[:, None])
+            shape = layer.conv.weight.shape[2], layer.conv.stride, layer.conv.padding
+            frames, lengths = _frames(frames, *shape), _frames(lengths, *shape)
+        return tuple(found)
 
 
 def _frames(length: Any, kernel: int, stride: int, padding: int = 0, dilation: int = 1) -> Any:
@@ -537,28 +548,43 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
             got, expected = f"{samples.shape[1]} samples", f"at least {self.least_samples}"
             raise InputError("input_values: too short for a frame", got=got, expected=expected)
         mask = self._mask(attention_mask, samples.shape)
-        features = self.feature_extractor(self.ops.asarray(samples))  # (B, T, C)
-        frames = features.shape[1]
-        exact = mask is not None and self.config.padding == "exact"
+        frames = self.frame_lengths(samples.shape[1], add_adapter=False)
         frame_mask = None if mask is None else self.frame_mask(frames, mask)  # (B, T)
-        run = ForwardPass(
-            mask=None if frame_mask is None else self.ops.asarray(frame_mask),
-            lengths=frame_mask.sum(axis=1) if frame_mask is not None and exact else None,
-            probs=self.config.output_attentions if output_attentions is None else output_attentions,
-        )
-        x, features = self.feature_projection(features)  # (B, T, D), (B, T, C)
-        x = self._spec_augment(x, mask_time_indices, frame_mask, generator)
-        x = self.encoder(x, run)
-        if self.adapter is not None:
-            x = self.adapter(x, run)  # (B, T', D')
-
-        every_state = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        exact = self.config.padding == "exact" and frame_mask is not None
+        adapter_masks = () if self.adapter is None or frame_mask is None else self.adapter.masks(frame_mask)
+        shared = {
+            "mask": frame_mask,
+            "exact": exact,
+            "adapter_masks": adapter_masks if exact else (),
+            "probs": bool(self.config.output_attentions if output_attentions is None else output_attentions),
+            "every_state": bool(
+                self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            ),
+        }
+        hidden = self._spec_augment((len(samples), frames), mask_time_indices, frame_mask, generator)
+        x, features, hidden_states, attentions = self.ops.replay(self._compute, samples, hidden, shared)
         return Wav2Vec2BaseModelOutput(
             last_hidden_state=x,
             extract_features=features,
-            hidden_states=tuple(run.hidden_states) if every_state else None,
-            attentions=tuple(run.attentions) if run.probs else None,
+            hidden_states=hidden_states if shared["every_state"] else None,
+            attentions=attentions if shared["probs"] else None,
         )
+
+    def _compute(
+        self, samples: np.ndarray, hidden: dict[str, Any], shared: dict[str, Any]
+    ) -> tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]:
+        """From checked samples, what SpecAugment hides, and what ``ForwardPass`` holds to all that the output holds."""
+        run, hidden = ForwardPass(**self.placed(shared)), self.placed(hidden)
+        features = self.feature_extractor(self.ops.asarray(samples))  # (B, T, C)
+        x, features = self.feature_projection(features)  # (B, T, D), (B, T, C)
+        if hidden["frames"] is not None:
+            x = self.ops.where(hidden["frames"][:, :, None], self.masked_spec_embed, x)
+        if hidden["features"] is not None:
+            x = self.ops.where(hidden["features"][:, None, :], 0, x)
+        x = self.encoder(x, run)
+        if self.adapter is not None:
+            x = self.adapter(x, run)  # (B, T', D')
+        return x, features, tuple(run.hidden_states), tuple(run.attentions)
 
     def _mask(self, attention_mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
         """The mask of samples as booleans."""
@@ -575,43 +601,44 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
         return mask
 
     def _spec_augment(
-        self, x: Array, mask_time_indices: Any, frame_mask: np.ndarray | None, generator: Generator | None
-    ) -> Array:
-        """x (B, T, D) with masked frames and features, as HF _mask_hidden_states does it."""
-        config = self.config
-        batch, frames, width = x.shape
+        self,
+        shape: tuple[int, int],
+        mask_time_indices: Any,
+        frame_mask: np.ndarray | None,
+        generator: Generator | None,
+    ) -> dict[str, np.ndarray | None]:
+        """What HF _mask_hidden_states hides of (B, T, D): "frames" (B, T) and "features" (B, D), booleans or None."""
+        config, hidden = self.config, dict[str, Any](frames=None, features=None)
         if generator is not None and not isinstance(generator, np.random.Generator | np.random.RandomState):
             hint = "numpy.random.default_rng(seed) makes one"
             expected = "numpy.random.Generator or RandomState"
             raise InputError("generator can't draw", got=type(generator).__name__, expected=expected, hint=hint)
         if mask_time_indices is not None:
-            mask_time_indices = checks.array("mask_time_indices", mask_time_indices, (batch, frames), "b")
+            mask_time_indices = checks.array("mask_time_indices", mask_time_indices, shape, "b")
         if not config.apply_spec_augment:
-            return x
+            return hidden
         if mask_time_indices is None and generator is not None and config.mask_time_prob > 0:
             mask_time_indices = compute_mask_indices(
-                (batch, frames),
+                shape,
                 config.mask_time_prob,
                 config.mask_time_length,
                 generator,
                 lengths=None if frame_mask is None else frame_mask.sum(axis=1),
                 min_masks=config.mask_time_min_masks,
             )
-        if mask_time_indices is not None:
-            if self.masked_spec_embed is None:
-                hint = "A model has it if mask_time_prob or mask_feature_prob is above 0"
-                raise InputError("mask_time_indices: the model has no masked_spec_embed", hint=hint)
-            x = np.where(self.ops.asarray(mask_time_indices)[:, :, None], self.masked_spec_embed, x)
+        if mask_time_indices is not None and self.masked_spec_embed is None:
+            hint = "A model has it if mask_time_prob or mask_feature_prob is above 0"
+            raise InputError("mask_time_indices: the model has no masked_spec_embed", hint=hint)
+        hidden["frames"] = mask_time_indices
         if generator is not None and config.mask_feature_prob > 0:
-            hidden = compute_mask_indices(
-                (batch, width),
+            hidden["features"] = compute_mask_indices(
+                (shape[0], config.hidden_size),
                 config.mask_feature_prob,
                 config.mask_feature_length,
                 generator,
                 min_masks=config.mask_feature_min_masks,
             )
-            x = x * self.ops.asarray(~hidden)[:, None, :]
-        return x
+        return hidden
 
 
 class _AudioModelWithHead(Data2VecAudioPreTrainedModel):
@@ -689,7 +716,10 @@ class _AudioClassifier(_AudioModelWithHead):
             )
             return outputs.last_hidden_state, outputs
         outputs = self.data2vec_audio(input_values, attention_mask, output_hidden_states=True, **options)
-        x = sum(w * state for w, state in zip(self.ops.softmax(self.layer_weights), outputs.hidden_states, strict=True))
+        weights, states = self.ops.softmax(self.layer_weights), outputs.hidden_states
+        x = weights[0] * states[0]
+        for i in range(1, len(states)):
+            x = x + weights[i] * states[i]
         if not (self.config.output_hidden_states if output_hidden_states is None else output_hidden_states):
             outputs.hidden_states = None  # nobody asked for them
         return x, outputs
@@ -753,11 +783,12 @@ class AMSoftmaxLoss(Module):
 
     def forward(self, logits: Array, labels: Any) -> np.ndarray:
         weight = self.ops.asarray(self.weight)  # which a backend may keep in a format that only operations take
-        cos_theta = self.ops.linear(_unit(logits, 1), _unit(weight, 0).T)  # (B, labels)
+        logits, weight = (_unit(self.ops.to_numpy(x), axis) for x, axis in ((logits, 1), (weight, 0)))
+        cos_theta = self.ops.linear(self.ops.asarray(logits), self.ops.asarray(weight.T))  # (B, labels)
         return losses.am_softmax_loss(self.ops.to_numpy(cos_theta), labels)
 
 
-def _unit(x: Array, axis: int) -> Array:
+def _unit(x: np.ndarray, axis: int) -> np.ndarray:
     """x / max(|x|, 1e-12) along an axis (torch.nn.functional.normalize)."""
     return x / np.maximum(np.sqrt(np.square(x).sum(axis, keepdims=True)), 1e-12)
 

@@ -106,7 +106,7 @@ class Cache:
         other = Cache(self.ops, len(self.layers), self.heads)
         for mine, theirs in zip(other.layers, self.layers, strict=True):
             for name, array in vars(theirs).items():
-                setattr(mine, name, None if array is None else array[rows])
+                setattr(mine, name, None if array is None else array[self.ops.asarray(rows)])
         return other
 
     def __len__(self) -> int:

@@ -130,12 +130,17 @@ class ForwardPass:
     cross_masks: dict[str, Any]  # arguments of Ops.attention in cross attention
     head_masks: Array  # (layers, H, 1, 1), or None
     probs: bool  # whether the attention probabilities are wanted
+    every_state: bool  # whether the hidden states are wanted
     hidden_states: list[Array] = field(default_factory=list)  # (B, T, D) each
     attentions: list[Array] = field(default_factory=list)  # (B, H, T, S) each
     cross_attentions: list[Array] = field(default_factory=list)  # (B, H, T, S') each
 
     def past(self, layer: int) -> LayerCache | None:
         return None if self.cache is None else self.cache.layers[layer]
+
+    def keep(self, state: Array) -> None:
+        if self.every_state:
+            self.hidden_states.append(state)
 
     def head_mask(self, layer: int) -> Array:
         return None if self.head_masks is None else self.head_masks[layer]
@@ -165,6 +170,9 @@ class Data2VecTextEmbeddings(Module):
     def forward(
         self, input_ids: np.ndarray | None, inputs_embeds: Array, token_type_ids: np.ndarray, position_ids: np.ndarray
     ) -> Array:
+        if inputs_embeds is None and self.absolute and not recording():
+            tables = self.word_embeddings, self.token_type_embeddings, self.position_embeddings
+            return self.ops.embed_norm((input_ids, token_type_ids, position_ids), tables, self.LayerNorm)
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         x = words + self.token_type_embeddings(token_type_ids)
         if self.absolute:  # relative positions act on the attention scores instead
@@ -296,10 +304,10 @@ class Data2VecTextEncoder(Module):
         self.layer = [Data2VecTextLayer(config, i) for i in range(config.num_hidden_layers)]
 
     def forward(self, x: Array, run: ForwardPass) -> Array:
-        run.hidden_states.append(x)
+        run.keep(x)
         for layer in self.layer:
             x = layer(x, run)
-            run.hidden_states.append(x)
+            run.keep(x)
         return x
 
 
@@ -416,29 +424,44 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         token_type_ids = np.zeros((batch, length), np.int64) if token_type_ids is None else token_type_ids
         token_type_ids = self._indices("token_type_ids", token_type_ids, batch, length, self.config.type_vocab_size)
         states, cross_masks = self._cross(encoder_hidden_states, encoder_attention_mask, cache, batch, length)
-        run = ForwardPass(
-            cache=cache,
-            masks=self._masks("attention_mask", attention_mask, (batch, length, past + length), self.config.is_decoder),
-            states=states,
-            cross_masks=cross_masks,
-            head_masks=self._head_masks(head_mask),
-            probs=self.config.output_attentions if output_attentions is None else output_attentions,
-        )
-        x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)  # (B, T, D)
-        x = self.encoder(x, run)  # (B, T, D)
-        pooled = None if self.pooler is None else self.pooler(x)  # (B, D)
-
-        every_state = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        probs = bool(self.config.output_attentions if output_attentions is None else output_attentions)
+        every_state = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        tokens = {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+        }
+        shared = {
+            "masks": self._masks(
+                "attention_mask", attention_mask, (batch, length, past + length), self.config.is_decoder
+            ),
+            "states": states,
+            "cross_masks": cross_masks,
+            "head_masks": self._head_masks(head_mask),
+            "probs": probs,
+            "every_state": every_state,
+        }
+        out = self.ops.replay(self._compute, tokens, shared) if cache is None else self._compute(tokens, shared, cache)
+        x, pooled, hidden_states, attentions, cross_attentions = out
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=x,
             pooler_output=pooled,
-            hidden_states=tuple(run.hidden_states) if every_state else None,
+            hidden_states=hidden_states if every_state else None,
             past_key_values=cache if self._use_cache(use_cache) else None,
-            attentions=tuple(run.attentions) if run.probs else None,
-            cross_attentions=tuple(run.cross_attentions) if run.probs and states is not None else None,
+            attentions=attentions if probs else None,
+            cross_attentions=cross_attentions if probs and states is not None else None,
         )
 
-    def _tokens(self, input_ids: Any, inputs_embeds: Any) -> tuple[np.ndarray | None, Array]:
+    def _compute(self, tokens: dict[str, Any], shared: dict[str, Any], cache: Cache | None = None) -> tuple[Any, ...]:
+        """From the checked inputs of the embeddings, and of ``ForwardPass``, to all that the output holds."""
+        run = ForwardPass(cache=cache, **self.placed(shared))
+        x = self.embeddings(**self.placed(tokens))  # (B, T, D)
+        x = self.encoder(x, run)  # (B, T, D)
+        pooled = None if self.pooler is None else self.pooler(x)  # (B, D)
+        return x, pooled, tuple(run.hidden_states), tuple(run.attentions), tuple(run.cross_attentions)
+
+    def _tokens(self, input_ids: Any, inputs_embeds: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Token ids (B, T) or embeddings (B, T, D), whichever is given."""
         if (input_ids is None) == (inputs_embeds is None):
             got = "neither" if input_ids is None else "both"
@@ -447,8 +470,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             given = input_ids = checks.indices("input_ids", input_ids, ("batch", "tokens"), self.config.vocab_size)
         else:
             axes = ("batch", "tokens", self.config.hidden_size)
-            given = checks.array("inputs_embeds", inputs_embeds, axes, "f", self.ops.dtype)
-            inputs_embeds = self.ops.asarray(given)
+            given = inputs_embeds = checks.array("inputs_embeds", inputs_embeds, axes, "f", self.ops.dtype)
         length, chunk = given.shape[1], self.config.chunk_size_feed_forward
         if chunk and length % chunk:
             expected = f"a multiple of chunk_size_feed_forward={chunk}"
@@ -500,16 +522,16 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
                 with np.errstate(over="ignore"):
                     mask = np.maximum(mask.astype(self.ops.dtype), np.finfo(self.ops.dtype).min)
             mask = checks.array(name, mask, (rows, heads, length, keys), "bf", self.ops.dtype)
-            return {"mask" if mask.dtype.kind == "b" else "bias": self.ops.asarray(mask)}
+            return {"mask" if mask.dtype.kind == "b" else "bias": mask}
         if mask.ndim == 3:  # transformers 4.x: in the place of the causal rule
             mask = checks.array(name, mask, (batch, length, keys), "biuf")
-            return {"mask": self.ops.asarray(mask[:, None] != 0)}
+            return {"mask": mask[:, None] != 0}
         mask = checks.array(name, mask, (batch, keys), "biuf")
-        return {"mask": self.ops.asarray(mask[:, None, None, :] != 0), "causal": causal}
+        return {"mask": mask[:, None, None, :] != 0, "causal": causal}
 
     def _cross(
         self, states: Any, mask: Any, cache: Cache | None, batch: int, length: int
-    ) -> tuple[Array, dict[str, Any]]:
+    ) -> tuple[np.ndarray | None, dict[str, Any]]:
         """The encoder's states, and the masks of the attention to them."""
         if states is None:
             if mask is not None:
@@ -522,9 +544,9 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         axes = (batch, "tokens" if cached is None else cached, self.config.hidden_size)
         states = checks.array("encoder_hidden_states", states, axes, "f", self.ops.dtype)
         masks = self._masks("encoder_attention_mask", mask, (batch, length, states.shape[1]), causal=False)
-        return self.ops.asarray(states), masks
+        return states, masks
 
-    def _head_masks(self, head_mask: Any) -> Array:
+    def _head_masks(self, head_mask: Any) -> np.ndarray | None:
         """(layers, H, 1, 1), to multiply probabilities (B, H, T, S) with."""
         if head_mask is None:
             return None
@@ -532,7 +554,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         head_mask = checks.anything("head_mask", head_mask)
         shape = (heads,) if head_mask.ndim == 1 else (layers, heads)
         head_mask = checks.array("head_mask", head_mask, shape, "biuf", self.ops.dtype).astype(self.ops.dtype)
-        return self.ops.asarray(np.broadcast_to(head_mask, (layers, heads))[:, :, None, None])
+        return np.broadcast_to(head_mask, (layers, heads))[:, :, None, None]
 
 
 class Data2VecTextLMHead(Module):

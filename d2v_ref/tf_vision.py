@@ -69,7 +69,7 @@ class TFData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias):
         # tf.meshgrid's default lays the patches on a grid as high as the window is wide; alike if it is square.
         index = relative_position_index(window, grid=window[::-1])
         bias = self.ops.embedding(index, self.relative_position_bias_table)  # (T, T, heads)
-        return self.ops.asarray(bias.transpose(2, 0, 1)[None])
+        return self.ops.constant(bias.transpose(2, 0, 1)[None])
 
 
 class TFData2VecVisionModel(Data2VecVisionModel):
@@ -83,11 +83,11 @@ class TFData2VecVisionModel(Data2VecVisionModel):
     def quirks(self) -> dict[str, Quirk]:
         return _quirks(self, super().quirks())
 
-    def _pixels(self, pixel_values: Any) -> tuple[Array, Size]:
+    def _pixels(self, pixel_values: Any) -> tuple[np.ndarray, Size]:
         pixels, window = super()._pixels(pixel_values)
         size = size_pair(self.config.image_size)
-        if pixels.shape[1:3] != size:
-            got, expected = f"{pixels.shape[1]} x {pixels.shape[2]} pixels", f"{size[0]} x {size[1]}"
+        if pixels.shape[2:] != size:
+            got, expected = f"{pixels.shape[2]} x {pixels.shape[3]} pixels", f"{size[0]} x {size[1]}"
             hint = "TensorFlow's classes take one size; Data2VecVisionModel takes any"
             raise InputError("pixel_values: another size than the model's", got=got, expected=expected, hint=hint)
         return pixels, window

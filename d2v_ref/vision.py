@@ -132,12 +132,16 @@ def size_pair(value: Any) -> Size:
 class ForwardPass:
     """What the layers share while a batch passes through them, and what they leave behind for the output."""
 
-    window: Size  # the picture's patches
-    interpolate: bool  # interpolate_pos_encoding
+    biases: dict[str, Array]  # (1, heads, T, T), the relative position bias of each module that has one, by its path
     probs: bool  # whether the attention probabilities are wanted
+    every_state: bool  # whether the hidden states are wanted
     bias: Array = None  # (1, heads, T, T), the shared relative position bias
     hidden_states: list[Array] = field(default_factory=list)  # (B, T, D) each
     attentions: list[Array] = field(default_factory=list)  # (B, heads, T, T) each
+
+    def keep(self, state: Array) -> None:
+        if self.every_state:
+            self.hidden_states.append(state)
 
 
 class Data2VecVisionPatchEmbeddings(Module):
@@ -176,8 +180,7 @@ class Data2VecVisionEmbeddings(Module):
     def forward(self, pixels: Array, bool_masked_pos: Array, window: Size) -> Array:
         x = self.patch_embeddings(pixels)  # (B, h w, D)
         if bool_masked_pos is not None:
-            w = bool_masked_pos[:, :, None].astype(x.dtype)
-            x = x * (1 - w) + self.mask_token * w
+            x = self.ops.where(bool_masked_pos[:, :, None], self.mask_token, x)
         cls = np.broadcast_to(self.cls_token, (x.shape[0], 1, x.shape[2]))
         x = self.ops.concatenate((cls, x), axis=1)  # (B, T, D)
         if self.position_embeddings is None:
@@ -219,8 +222,12 @@ class Data2VecVisionRelativePositionBias(Module):
         self.relative_position_bias_table: Any = Parameter((height * width + 3, self.heads))
         self._made: dict[tuple[Size, bool], Array] = {}  # the bias depends on the size of the picture alone
 
-    def forward(self, window: Size, interpolate: bool) -> Array:
-        """-> (1, heads, T, T)."""
+    def forward(self, run: ForwardPass) -> Array:
+        """-> (1, heads, T, T), which ``bias`` has made before the first layer."""
+        return run.biases[self.path]
+
+    def bias(self, window: Size, interpolate: bool) -> Array:
+        """-> (1, heads, T, T), the same array as long as pictures are of no more than two sizes."""
         key = (window, interpolate)
         bias = self._made.get(key)
         if bias is None:
@@ -239,7 +246,7 @@ class Data2VecVisionRelativePositionBias(Module):
         bias = self.ops.embedding(relative_position_index(window), table)[None]  # (1, T, T, heads)
         if interpolate:
             bias = self.ops.resize(bias, bias.shape[1:3], "bilinear")
-        bias = self.ops.asarray(bias.transpose(0, 3, 1, 2))
+        bias = self.ops.constant(bias.transpose(0, 3, 1, 2))
         if isinstance(bias, np.ndarray):
             bias.flags.writeable = False  # a recorder is shown the array that later pictures are computed with
         return bias
@@ -282,7 +289,7 @@ class Data2VecVisionSelfAttention(Module):
         q, k, v = self.project(x, self.query, self.key, self.value)  # (B, T, D) each
         bias = run.bias
         if self.relative_position_bias is not None:
-            own = self.relative_position_bias(run.window, run.interpolate)  # (1, heads, T, T)
+            own = self.relative_position_bias(run)  # (1, heads, T, T)
             bias = own if bias is None else own + bias
         context, p = self.ops.attention(q, k, v, self.heads, bias=bias, probs=run.probs or recording())
         run.attentions.append(p if run.probs else None)
@@ -363,11 +370,11 @@ class Data2VecVisionEncoder(Module):
 
     def forward(self, x: Array, run: ForwardPass) -> Array:
         if self.relative_position_bias is not None:
-            run.bias = self.relative_position_bias(run.window, run.interpolate)
-        run.hidden_states.append(x)
+            run.bias = self.relative_position_bias(run)
+        run.keep(x)
         for layer in self.layer:
             x = layer(x, run)
-            run.hidden_states.append(x)
+            run.keep(x)
         return x
 
 
@@ -445,6 +452,8 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         self.encoder = Data2VecVisionEncoder(config, self.bias)
         self.layernorm = Identity() if config.use_mean_pooling else LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.pooler = Data2VecVisionPooler(config) if add_pooling_layer else None
+        tables = (module for _, module in self.named_modules() if isinstance(module, self.bias))
+        self._tables: tuple[Data2VecVisionRelativePositionBias, ...] = tuple(tables)
         super().__init__(config, weights, **options)
 
     def forward(
@@ -471,34 +480,42 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         """
         pixels, window = self._pixels(pixel_values)
         mask = self._mask(bool_masked_pos, pixels.shape[0], window)
-        run = ForwardPass(
-            window=window,
-            interpolate=bool(interpolate_pos_encoding),
-            probs=self.config.output_attentions if output_attentions is None else output_attentions,
-        )
-        x = self.embeddings(pixels, mask, window)  # (B, T, D)
-        x = self.layernorm(self.encoder(x, run))
-        pooled = None if self.pooler is None else self.pooler(x)  # (B, D)
-
-        every_state = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        shared = {
+            "biases": {table.path: table.bias(window, bool(interpolate_pos_encoding)) for table in self._tables},
+            "probs": bool(self.config.output_attentions if output_attentions is None else output_attentions),
+            "every_state": bool(
+                self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            ),
+        }
+        x, pooled, hidden_states, attentions = self.ops.replay(self._compute, pixels, mask, window, shared)
         return BaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=pooled,
-            hidden_states=tuple(run.hidden_states) if every_state else None,
-            attentions=tuple(run.attentions) if run.probs else None,
+            hidden_states=hidden_states if shared["every_state"] else None,
+            attentions=attentions if shared["probs"] else None,
         )
 
-    def _pixels(self, pixel_values: Any) -> tuple[Array, Size]:
-        """The pictures with channels last, and how many patches they have."""
+    def _compute(
+        self, pixels: np.ndarray, mask: np.ndarray | None, window: Size, shared: dict[str, Any]
+    ) -> tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]:
+        """From checked pictures, a mask of patches, and what ``ForwardPass`` holds to all that the output holds."""
+        run, mask = ForwardPass(**shared), None if mask is None else self.ops.asarray(mask)
+        x = self.embeddings(self.ops.asarray(pixels.transpose(0, 2, 3, 1)), mask, window)  # (B, T, D)
+        x = self.layernorm(self.encoder(x, run))
+        pooled = None if self.pooler is None else self.pooler(x)  # (B, D)
+        return x, pooled, tuple(run.hidden_states), tuple(run.attentions)
+
+    def _pixels(self, pixel_values: Any) -> tuple[np.ndarray, Size]:
+        """The pictures (B, C, H, W), and how many patches they have."""
         axes = ("batch", self.config.num_channels, "height", "width")
         x = checks.array("pixel_values", pixel_values, axes, "f", self.ops.dtype)
         (down, across), (height, width) = self.config.patch, x.shape[2:]
         if height < down or width < across:
             got, expected = f"{height} x {width} pixels", f"at least a patch, {down} x {across}"
             raise InputError("pixel_values: the picture is too small", got=got, expected=expected)
-        return self.ops.asarray(x.transpose(0, 2, 3, 1)), (height // down, width // across)
+        return x, (height // down, width // across)
 
-    def _mask(self, bool_masked_pos: Any, batch: int, window: Size) -> Array:
+    def _mask(self, bool_masked_pos: Any, batch: int, window: Size) -> np.ndarray | None:
         if bool_masked_pos is None:
             return None
         if not self.config.use_mask_token:
@@ -508,7 +525,7 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         others = mask[(mask != 0) & (mask != 1)]
         if others.size:
             raise InputError("bool_masked_pos holds other numbers", got=others[0], expected="booleans, or 0 and 1")
-        return self.ops.asarray(mask)
+        return mask != 0
 
 
 class Data2VecVisionForImageClassification(Data2VecVisionPreTrainedModel):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d2v_ref.golden.bounds import FORMATS, Format, RoundingProbe
-from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, LayerNorm, Linear
+from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, Embedding, LayerNorm, Linear
 from d2v_ref.ops import ACTIVATIONS, Ops
 
 Array = np.ndarray
@@ -176,6 +176,12 @@ class Allowances:
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Within:
         return self._normalised(Within.exactly(x), (weight, bias, eps))
 
+    def embed_norm(self, ids: tuple[Array, ...], tables: tuple[Embedding, ...], norm: LayerNorm) -> Within:
+        x = Within.exactly(self.exact.embedding(ids[0], tables[0].weight))
+        for rows, table in zip(ids[1:], tables[1:], strict=True):
+            x = self._rounded(Within(x.value + self.exact.embedding(rows, table.weight), x.error))
+        return self._normalised(x, (norm.weight, norm.bias, norm.eps))
+
     def conv1d(self, x: Array, weight: Array, *rest: Any, **named: Any) -> Within:
         return self._probed("conv1d", x, weight, *rest, terms=weight[0].size + 1, **named)
 
@@ -274,7 +280,18 @@ class Allowances:
 
 
 _PROBED = ("batch_norm", "adaptive_avg_pool2d", "relative_key_bias")
-_EXACT = ("embedding", "concatenate", "split_heads", "identity", "max_pool2d", "asarray", "weight", "to_numpy")
+_EXACT = (
+    "embedding",
+    "concatenate",
+    "where",
+    "split_heads",
+    "identity",
+    "max_pool2d",
+    "asarray",
+    "constant",
+    "weight",
+    "to_numpy",
+)
 
 
 def _joined(x: Array) -> Array:

@@ -24,7 +24,7 @@ from d2v_ref.ops import Ops
 Array = Any
 EXACT = Ops("float64")
 # What may give back what it is given, or a view of it.
-PASSED_ON = ("activation", "asarray", "identity", "split_heads", "to_numpy")
+PASSED_ON = ("activation", "asarray", "constant", "identity", "split_heads", "to_numpy")
 SIZES = (8, 16, 32, 64, 100, 128, 256, 400, 512, 1000, 4096, 10_000, 40_000, 100_000)  # bytes
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from operands import DENORMAL, Call, Draw, Operand, Part, in_format
 
 from d2v_ref.audit.storage import LARGEST
-from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, LayerNorm, Linear
+from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, Embedding, LayerNorm, Linear
 from d2v_ref.ops import ACTIVATIONS
 
 Drawer = Callable[[Draw], Call]
@@ -122,6 +122,29 @@ def _embedding(d: Draw) -> Call:
     )
 
 
+@operation("embed_norm")
+def _embed_norm(d: Draw) -> Call:
+    """Tables of a text's embeddings, of which all positions may be those of one row."""
+    width, lead = d.length(130, 300, 768), (d.number(1, 4), d.number(1, 20))
+    ids, tables, affine = [], [], {"weight": (width,), "bias": (width,)}
+    for i in range(d.number(1, 3)):
+        rows = d.number(1, 30)
+        shape = (1, lead[1]) if i and d.number(0, 2) == 0 else lead
+        ids.append(replace(d.operand(d.random.integers(0, rows, shape)), host=True))
+        tables.append(part(d, Embedding, {"count": rows, "width": width}, weight=(rows, width)))
+    norm = part(d, LayerNorm, {"width": width, "eps": d.one_of(1e-12, 1e-5)}, **affine)
+    return Call("embed_norm", (tuple(ids), tuple(tables), norm))
+
+
+@operation("where")
+def _where(d: Draw) -> Call:
+    """Masks of rows and of single numbers; what is not taken may be anything."""
+    shape, kind = (*d.lead(20), d.length(70)), d.one_of("normal", "special")
+    mask = d.operand(d.random.random((*shape[:-1], d.one_of(1, shape[-1]))) < 0.5)
+    x, y = d.array(*shape, kind=kind), d.one_of(0, d.array(*shape, kind=kind), d.array(shape[-1]))
+    return Call("where", (mask, *d.one_of((x, y), (y, x))))
+
+
 @operation("concatenate")
 def _concatenate(d: Draw) -> Call:
     rank = d.number(1, 4)
@@ -143,7 +166,7 @@ def _as_it_is(name: str) -> Drawer:
     return lambda d: Call(name, (d.array(*d.lead(), d.number(1, 20), kind=d.one_of("normal", "special")),))
 
 
-for _name in ("asarray", "to_numpy"):
+for _name in ("asarray", "constant", "to_numpy"):
     CALLS[_name] = _as_it_is(_name)
 
 
@@ -383,6 +406,7 @@ def large_calls(form: str) -> list[Call]:
     conv = made(Conv1d, {"inputs": 64, "outputs": 64, "kernel": 3, "stride": 2, "bias": False}, weight=(64, 64, 3))
     first = made(Conv1d, {"inputs": 1, "outputs": 64, "kernel": 10, "stride": 5, "bias": False}, weight=(64, 1, 10))
     norm = made(LayerNorm, {"width": 64, "eps": 1e-5}, weight=(64,), bias=(64,))
+    wide_norm = made(LayerNorm, {"width": 300, "eps": 1e-5}, weight=(300,), bias=(300,))
     flat = made(
         Conv2d, {"inputs": 33, "outputs": 64, "kernel": (3, 3), "padding": 1}, weight=(64, 33, 3, 3), bias=(64,)
     )
@@ -408,6 +432,9 @@ def large_calls(form: str) -> list[Call]:
         Call("activation", ("gelu_new", wide)),
         Call("layer_norm", (wide, vector, vector, 1e-5)),
         Call("embedding", (ids, array(70, 300))),
+        Call(
+            "embed_norm", ((ids, ids), (made(Embedding, {"count": 70, "width": 300}, weight=(70, 300)),) * 2, wide_norm)
+        ),
         Call("conv_norm_act", (array(1, 4000, 1), first, norm, "gelu")),
         Call("conv_norm_act", (array(2, 400, 64), conv, norm, "gelu")),
         Call("conv1d", (array(2, 200, 96), array(96, 6, 19)), {"padding": 9, "groups": 16, "bias": array(96)}),

@@ -36,9 +36,9 @@ def one_thread() -> Iterator[None]:
 
 
 def test_every_operation_is_called() -> None:
-    """Weights are bound, and modules prepared, where a call has modules."""
+    """Weights are bound, and modules prepared, where a call has modules; what is replayed is a part of a model."""
     operations = {name for name, value in vars(Ops).items() if inspect.isfunction(value) and not name.startswith("_")}
-    assert set(CALLS) == operations - {"weight", "prepare"}
+    assert set(CALLS) == operations - {"weight", "prepare", "replay"}
 
 
 def test_our_own_backend_runs_where_it_can() -> None:

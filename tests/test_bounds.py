@@ -480,7 +480,7 @@ def test_a_fault_of_a_vision_model_shows_at_the_module_that_has_it(fault: str) -
 
 
 FAULTS_OF_MODELS: dict[str, tuple[str, Any, str, dict[str, Any]]] = {
-    "padding that is not emptied": ("emptied", lambda x, mask: x, f"{POSITION}conv", {}),
+    "padding that is not emptied": ("emptied", lambda ops, x, mask: x, f"{POSITION}conv", {}),
     "the first frame dropped for the last": (
         "Data2VecAudioPadLayer.forward", lambda self, x: x[:, 1:] if self.even else x, f"{POSITION}padding",
         {"conv_pos_kernel_size": 4},
@@ -497,7 +497,7 @@ FAULTS_OF_MODELS: dict[str, tuple[str, Any, str, dict[str, Any]]] = {
 
 def _emptying(self: Any, x: Any, run: Any) -> Any:
     for layer in self.layers:
-        x = layer(d2v_ref.audio.emptied(x, run.mask))
+        x = layer(d2v_ref.audio.emptied(self.ops, x, run.mask))
     return x
 
 
@@ -610,8 +610,18 @@ def test_a_large_product_is_computed_in_pieces(piece: int) -> None:
 
 def test_every_operation_that_rounds_is_probed() -> None:
     """Those that move or choose numbers do not round, and the fused ones are made of the others."""
-    exact = {"to_numpy", "prepare", "concatenate", "split_heads", "identity", "max_pool2d"}
-    fused = {"project", "conv_norm_act", "conv2d_norm_act"}
+    exact = {
+        "to_numpy",
+        "constant",
+        "prepare",
+        "replay",
+        "concatenate",
+        "where",
+        "split_heads",
+        "identity",
+        "max_pool2d",
+    }
+    fused = {"project", "embed_norm", "conv_norm_act", "conv2d_norm_act"}
     parts = {"log_softmax", "softplus"}  # inside attention and activations, or not in a model
     elementwise = set(ACTIVATIONS.values())
     every = {name for name, value in vars(Ops).items() if callable(value) and not name.startswith("_")} - {"overrides"}

@@ -26,7 +26,7 @@ from hypothesis.extra import numpy as hnp
 from wrong_operands import wrong_calls
 
 from d2v_ref.errors import BackendError, InputError
-from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, LayerNorm, Linear, Module
+from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, Embedding, LayerNorm, Linear, Module
 from d2v_ref.ops import ACTIVATIONS, Ops, definitions
 
 OPS = Ops("float64")
@@ -779,9 +779,20 @@ def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
     for name in ("weight", "bias", "running_mean"):
         setattr(batch_norm, name, array(4))
     batch_norm.running_var = np.abs(array(4))
+    table = Embedding(4, 4)
+    table.weight = array(4, 4)
     unary: dict[str, Any] = {
         name: ((x,), {})
-        for name in {*ACTIVATIONS.values(), "softplus", "softmax", "log_softmax", "asarray", "weight", "glu"}
+        for name in {
+            *ACTIVATIONS.values(),
+            "softplus",
+            "softmax",
+            "log_softmax",
+            "asarray",
+            "constant",
+            "weight",
+            "glu",
+        }
     }
     options = {
         "mask": random.random((2, 1, 3, 3)) < 0.5,
@@ -796,7 +807,10 @@ def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
         "prepare": ((linear,), {}),
         "concatenate": (((x, x),), {"axis": 1}),
         "activation": (("gelu_10", x), {}),
+        "replay": ((lambda x: x, x), {}),
+        "where": ((random.random(4) < 0.5, x, array(3, 1)), {}),
         "embedding": ((np.array([[0, 3]]), array(4, 2)), {}),
+        "embed_norm": (((np.array([[0, 3]]), np.array([[1, 2]])), (table, table), norm), {}),
         "linear": ((x, linear.weight, linear.bias, "gelu", array(2, 3, 4), array(4)), {}),
         "project": ((x, linear, linear), {}),
         "layer_norm": ((x, array(4), array(4), 1e-5), {}),

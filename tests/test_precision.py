@@ -83,7 +83,7 @@ def _calls() -> dict[str, Callable[[Any], Any]]:
     x, signal, image, even = array(2, 5, 6), array(1, 40, 4), array(1, 6, 6, 4), array(3, 8)
     weight, bias, six = array(6, 6), array(6), [array(6) for _ in range(4)]
     variance = 0.5 + np.square(six[3])
-    linear = SimpleNamespace(weight=weight, bias=bias)
+    linear, table = SimpleNamespace(weight=weight, bias=bias), SimpleNamespace(weight=weight)
     conv = SimpleNamespace(weight=array(6, 4, 3), bias=bias, stride=2, padding=1, groups=1)
     conv2d = SimpleNamespace(weight=array(6, 4, 3, 3), bias=None, stride=(1, 1), padding=1)
     norm = SimpleNamespace(weight=six[0], bias=six[1], eps=1e-5)
@@ -93,7 +93,9 @@ def _calls() -> dict[str, Callable[[Any], Any]]:
         "concatenate": ((x, x), 1),
         "activation": ("silu", x),
         "glu": (even,),
+        "where": (x > 0, x, array(6)),
         "embedding": (np.array([[0, 3]]), weight),
+        "embed_norm": ((np.array([[0, 3]]), np.array([[1, 2]])), (table, table), norm),
         "linear": (x, weight, bias, "gelu", x, bias),
         "project": (x, linear, linear),
         "layer_norm": (x, *six[:2], 1e-5),
@@ -127,13 +129,14 @@ CALLS = _calls()
 @EACH
 def test_every_operation_rounds(form: str) -> None:
     """None is forgotten, and each gives what the definition gives in float32, rounded: within a few units."""
-    movers = {"asarray", "weight", "to_numpy", "prepare"}
+    movers = {"asarray", "constant", "weight", "to_numpy", "prepare", "replay"}
     public = {name for name in dir(Ops) if not name.startswith("_") and callable(getattr(Ops, name))} - {
         "overrides",
         "kernels",
+        "lacks",
     }
     assert set(storage.operations()) == public - movers == set(CALLS)
-    assert set(StorageOps.overrides()) == public - {"weight", "prepare"}
+    assert set(StorageOps.overrides()) == public - {"constant", "weight", "prepare", "replay"}
     for name, call in CALLS.items():
         got, want = call(StorageOps(form)), call(Ops("float32"))
         for mine, exact in zip(*(part if isinstance(part, tuple) else (part,) for part in (got, want)), strict=True):

@@ -281,6 +281,15 @@ def _embedding(call: Call, y: Array) -> Iterator[Step]:
     yield Step("embedding", Cost(1, 0, 0, _bytes(call["ids"], y), _bytes(y)))
 
 
+def _embed_norm(call: Call, y: Array) -> Iterator[Step]:
+    """The rows of each table, which broadcast to the result's; their sums are not counted, as everywhere."""
+    norm = call["norm"]
+    for ids, table in zip(call["ids"], call["tables"], strict=True):
+        rows = ids.size * y.itemsize * y.shape[-1]
+        yield Step("embedding", Cost(1, 0, 0, _bytes(ids) + rows, rows), table.path)
+    yield _normalised(y, norm.weight, norm.bias, norm.path)
+
+
 def _concatenate(call: Call, y: Array) -> Iterator[Step]:
     yield _step("concatenate", y, *call["arrays"])
 
@@ -325,6 +334,7 @@ FORMULAS: dict[str, Callable[[Call, Any], Iterator[Step]]] = {
     "conv2d_norm_act": _conv2d_norm_act,
     "conv_norm_act": _conv_norm_act,
     "conv_transpose2d": _conv_transpose2d,
+    "embed_norm": _embed_norm,
     "embedding": _embedding,
     "glu": _each("glu", 2),  # sigmoid and product
     "layer_norm": _layer_norm,

@@ -25,7 +25,14 @@ LARGEST = {"float16": 65504.0, "bfloat16": (2 - 2.0**-7) * 2.0**127}
 SMALLEST_NORMAL = 2.0**-14
 
 _HIDDEN = np.finfo(np.float32).min  # what stands for the lowest finite number of whatever dtype, as a hidden score
-_MOVING = ("asarray", "weight", "to_numpy", "prepare")  # what brings data in and out, and computes nothing
+_MOVING = (
+    "asarray",
+    "constant",
+    "weight",
+    "to_numpy",
+    "prepare",
+    "replay",
+)  # what brings data in and out, and computes nothing
 
 # Whether an operation computes now; a context variable, so that threads compute apart from each other.
 _computing: ContextVar[bool] = ContextVar("d2v_ref_computing", default=False)

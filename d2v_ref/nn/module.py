@@ -130,6 +130,17 @@ class Module:
         if who is not None and value is not None:
             who.sink(f"{self.path}#{point}", value)
 
+    def placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs by name, every array an array of the backend; those in a dictionary or a tuple too."""
+        return {name: self._placed(value) for name, value in inputs.items()}
+
+    def _placed(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return self.placed(value)
+        if isinstance(value, tuple):
+            return tuple(self._placed(item) for item in value)
+        return self.ops.asarray(value) if is_array(value) else value
+
     def project(self, x: Array, *linears: Any) -> tuple[Array, ...]:
         """Several Linear children of one input; one operation of the backend unless somebody records."""
         if recording():

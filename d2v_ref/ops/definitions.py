@@ -22,7 +22,7 @@ import numpy as np
 from d2v_ref.errors import BackendError, InputError
 
 if TYPE_CHECKING:
-    from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, LayerNorm, Linear, Module
+    from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, Embedding, LayerNorm, Linear, Module
 
 Array = Any
 
@@ -100,6 +100,10 @@ class Ops:
         """A weight as the backend keeps it: as ``asarray`` gives it, or in another format of its own."""
         return self.asarray(x)
 
+    def constant(self, x: Array) -> Array:
+        """An array that many calls will be given, as the backend likes it to lie in memory."""
+        return self.asarray(x)
+
     def to_numpy(self, x: Array) -> np.ndarray:
         """The values as a NumPy array."""
         return x
@@ -107,9 +111,23 @@ class Ops:
     def prepare(self, module: Module) -> None:
         """Called once for each module when its weights are bound: a backend may pack, fold or place them here."""
 
+    def replay(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args), a part of a model that computes the same for every input of the same shapes.
+
+        A backend may record what the function has it do, and do that again the next time without calling it.  So what
+        it computes may depend on its arguments only, which are NumPy arrays that it brings in by ``asarray``, arrays
+        of the backend that are constants, as weights are, and anything that is hashed by value; lists, tuples and
+        dictionaries of these, and it returns arrays of the backend in the same.
+        """
+        return function(*args)
+
     def concatenate(self, arrays: tuple[Array, ...], axis: int) -> Array:
         """The arrays, one after the other along ``axis``."""
         return np.concatenate(arrays, axis=axis)
+
+    def where(self, mask: Array, x: Array, y: Array) -> Array:
+        """x where the mask is True, else y, whatever the other is: also NaN.  All broadcast; x or y may be a number."""
+        return np.where(mask, x, y)
 
     # ---- activations, element by element -----------------------------------------------------------------------------
 
@@ -194,8 +212,7 @@ class Ops:
 
     def glu(self, x: Array) -> Array:
         """a sigmoid(b), where a and b are the halves of the last axis (Dauphin et al. 2017).  (..., 2C) -> (..., C)."""
-        if x.shape[-1] % 2:
-            raise InputError("glu: the last axis does not halve", got=x.shape, expected="(..., an even number)")
+        check_glu(x)
         half = x.shape[-1] // 2
         return x[..., :half] * self.sigmoid(x[..., half:])
 
@@ -213,14 +230,19 @@ class Ops:
 
     def embedding(self, ids: np.ndarray, weight: Array) -> Array:
         """Row ids[...] of weight (V, D) -> (..., D).  Ids outside 0 ... V-1 are an InputError."""
-        if ids.dtype.kind not in "iu":  # NumPy would take booleans for a choice of rows
-            raise InputError("embedding: ids are integers", got=ids.dtype, expected="an integer dtype")
-        if ids.size and (ids.min() < 0 or ids.max() >= weight.shape[0]):
-            got = f"{ids.min()} ... {ids.max()}"
-            raise InputError(
-                "embedding: an index is outside the table", got=got, expected=f"0 ... {weight.shape[0] - 1}"
-            )
+        check_embedding(ids, weight)
         return weight[ids]
+
+    def embed_norm(self, ids: tuple[Array, ...], tables: tuple[Embedding, ...], norm: LayerNorm) -> Array:
+        """layer_norm(sum_i embedding(ids_i, table_i)): of a token its word, its type and its position.
+
+        ids (...) each, of shapes that broadcast together -> (..., D).  The tables, of one width, and ``norm`` are
+        modules, so that a backend finds what it prepared for them.
+        """
+        x = self.embedding(ids[0], tables[0].weight)
+        for rows, table in zip(ids[1:], tables[1:], strict=True):
+            x = x + self.embedding(rows, table.weight)
+        return self.layer_norm(x, norm.weight, norm.bias, norm.eps)
 
     def linear(
         self,
@@ -415,10 +437,7 @@ class Ops:
         Returns:
             (B, H, T, S).
         """
-        check_heads("relative_key_bias", heads, q, k)
-        if weight.shape[1:] != (q.shape[2] // heads,):
-            expected = f"(2 P - 1, {q.shape[2] // heads})"
-            raise InputError("relative_key_bias: the table does not fit the heads", got=weight.shape, expected=expected)
+        check_relative_key_bias(q, k, heads, weight)
         q, k = self.split_heads(q, heads), self.split_heads(k, heads)
         length, keys = q.shape[2], k.shape[2]
         query_positions = np.arange(keys - length, keys)[:, None]
@@ -479,10 +498,7 @@ class Ops:
 
         x (..., C), the others (C,) -> (..., C).
         """
-        if x.shape[-1:] != weight.shape:
-            raise InputError(
-                "batch_norm: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[0]})"
-            )
+        check_batch_norm(x, weight)
         return (x - mean) / np.sqrt(var + eps) * weight + bias
 
     def conv2d_norm_act(self, x: Array, conv: Conv2d, norm: BatchNorm2d, activation: str) -> Array:
@@ -499,11 +515,9 @@ class Ops:
 
         (B, H, W, C) -> (B, H // size, W // size, C).
         """
-        check_map("max_pool2d", x)
+        check_max_pool2d(x, size)
         batch, height, width, channels = x.shape
         height, width = height // size, width // size
-        if not height or not width:
-            raise InputError("max_pool2d: the map is smaller than a tile", got=x.shape, expected=f"{size} x {size}")
         tiles = x[:, : height * size, : width * size].reshape(batch, height, size, width, size, channels)
         return tiles.max((2, 4))
 
@@ -528,7 +542,7 @@ class Ops:
 
         (B, H, W, C) -> (B, H', W', C).
         """
-        check_map("resize", x)
+        check_resize(x, size, mode)
         rows, columns = (self._interpolation(x.shape[axis], size[axis - 1], mode) for axis in (1, 2))
         batch, height, width, channels = x.shape
         x = (rows @ x.reshape(batch, height, width * channels)).reshape(-1, width, channels)  # (B H', W, C)
@@ -536,10 +550,6 @@ class Ops:
 
     def _interpolation(self, length: int, out: int, mode: str) -> Array:
         """The weights of ``length`` pixels in each of ``out``: (out, length)."""
-        if mode not in ("bilinear", "bicubic"):
-            raise InputError("resize: unknown mode", got=mode, expected="bilinear or bicubic")
-        if out < 1:
-            raise InputError("resize: no size", got=out, expected="1 or more")
         at = (np.arange(out) + 0.5) * (length / out) - 0.5
         if mode == "bilinear":
             at = np.maximum(at, 0)
@@ -553,6 +563,11 @@ class Ops:
         for tap, weight in taps.items():
             np.add.at(matrix, (np.arange(out), np.clip(first + tap, 0, length - 1).astype(int)), weight)
         return self.asarray(matrix)
+
+    @classmethod
+    def lacks(cls) -> BackendError | None:
+        """What this machine lacks to run the backend, and how to get it, as an error to raise; None if nothing."""
+        return None
 
     @classmethod
     def kernels(cls, dtype: str) -> Kernels | None:
@@ -658,6 +673,46 @@ def check_attention(
     return full
 
 
+def check_embedding(ids: np.ndarray, weight: Array) -> None:
+    """Integers 0 ... V-1 for a table (V, D), or InputError."""
+    if ids.dtype.kind not in "iu":  # NumPy would take booleans for a choice of rows
+        raise InputError("embedding: ids are integers", got=ids.dtype, expected="an integer dtype")
+    if ids.size and (ids.min() < 0 or ids.max() >= weight.shape[0]):
+        got = f"{ids.min()} ... {ids.max()}"
+        raise InputError("embedding: an index is outside the table", got=got, expected=f"0 ... {weight.shape[0] - 1}")
+
+
+def check_glu(x: Array) -> None:
+    """x (..., 2C), or InputError."""
+    if x.shape[-1] % 2:
+        raise InputError("glu: the last axis does not halve", got=x.shape, expected="(..., an even number)")
+
+
+def check_batch_norm(x: Array, weight: Array) -> None:
+    """x (..., C) and weight (C,), or InputError."""
+    if x.shape[-1:] != weight.shape:
+        raise InputError(
+            "batch_norm: the last axis does not fit the weight", got=x.shape, expected=f"(..., {weight.shape[0]})"
+        )
+
+
+def check_max_pool2d(x: Array, size: int) -> None:
+    """A map that a tile fits in, or InputError."""
+    check_map("max_pool2d", x)
+    if x.shape[1] < size or x.shape[2] < size:
+        raise InputError("max_pool2d: the map is smaller than a tile", got=x.shape, expected=f"{size} x {size}")
+
+
+def check_resize(x: Array, size: tuple[int, int], mode: str) -> None:
+    """A map, a known mode and a size of 1 or more, or InputError."""
+    check_map("resize", x)
+    if mode not in ("bilinear", "bicubic"):
+        raise InputError("resize: unknown mode", got=mode, expected="bilinear or bicubic")
+    for out in size:
+        if out < 1:
+            raise InputError("resize: no size", got=out, expected="1 or more")
+
+
 def check_map(operation: str, x: Array) -> None:
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise InputError(f"{operation}: not a map", got=x.shape, expected="(B, H, W, C), H and W of 1 or more")
@@ -672,6 +727,14 @@ def check_heads(operation: str, heads: int, q: Array, *others: Array) -> None:
         if x.ndim != 3 or x.shape != (q.shape[0], others[0].shape[1], q.shape[2]):
             expected = f"({q.shape[0]}, S, {q.shape[2]})"
             raise InputError(f"{operation}: the keys or values do not fit the queries", got=x.shape, expected=expected)
+
+
+def check_relative_key_bias(q: Array, k: Array, heads: int, weight: Array) -> None:
+    """q (B, T, D), k (B, S, D) and weight (2 P - 1, d) for D = H d, or InputError."""
+    check_heads("relative_key_bias", heads, q, k)
+    if weight.shape[1:] != (q.shape[2] // heads,):
+        expected = f"(2 P - 1, {q.shape[2] // heads})"
+        raise InputError("relative_key_bias: the table does not fit the heads", got=weight.shape, expected=expected)
 
 
 def _broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:

@@ -34,6 +34,8 @@ def _load(name: str) -> type[Ops]:
         raise BackendError(f"no backend is called {name!r}", expected=" or ".join([Ops.name, *sorted(found)]))
     try:
         backend = found[name].load()
+    except BackendError:
+        raise  # which says itself what is missing
     except Exception as error:  # a third party's import may fail in any way: no driver, no such attribute
         hint = f"Install what it needs: pip install 'd2v-ref[{name}]' if the backend is one of ours"
         reason = f"{type(error).__name__}: {error}"
@@ -42,6 +44,9 @@ def _load(name: str) -> type[Ops]:
         raise BackendError(
             f"backend {name} is not a backend", got=found[name].value, expected="a subclass of d2v_ref.ops.Ops"
         )
+    lacks = backend.lacks()
+    if lacks is not None:
+        raise lacks
     return backend
 
 
