@@ -39,7 +39,7 @@ def loop_over(function: Any) -> Any:
     return loop
 
 
-LOOPS = {name: loop_over(getattr(elementwise, name)) for name in FUNCTIONS}
+LOOPS = {name: loop_over(getattr(elementwise, name)) for name in (*FUNCTIONS, "gelu")}
 
 
 def computed(name: str, x: np.ndarray) -> np.ndarray:
@@ -71,6 +71,16 @@ def test_a_function_is_good_to_the_last_place_at_every_exponent(name: str) -> No
     assert off[worst] <= allowed, (x[finite][worst], got[finite][worst], want[finite][worst])
     # Half an ulp beyond the largest number, one that is off by an ulp may be infinite or the largest number.
     assert (got[~finite] >= np.finfo(np.float32).max).all()
+
+
+def test_gelu_is_good_to_4_u_x() -> None:
+    x = np.concatenate((every_exponent(4096), np.linspace(-8, 8, 1 << 21, dtype=np.float32)))
+    exact = x.astype(np.float64)
+    want = exact * special.ndtr(exact)
+    off = np.abs(computed("gelu", x) - want)
+    allowed = 4 * 2.0**-24 * np.abs(exact) + np.finfo(np.float32).smallest_normal
+    worst = (off / allowed).argmax()
+    assert off[worst] <= allowed[worst], (x[worst], want[worst])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable
 from functools import partial
+from operator import is_
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -23,20 +24,18 @@ from d2v_ref.ops.definitions import (
     check_linear,
 )
 
-from . import attention as attending
 from . import cache, convolutions, products
-from .compiling import Kernel
+from .compiling import Kernel, keep
 from .elementwise import CODES
-from .operands import address, distance, own, result, rows_of
-from .packing import Packed, aligned, release
+from .operands import address, aligned, form, own, rows_of
+from .packing import Packed, release
 from .peak import fma_peak
+from .ready import SMALL, Attention, Product
 from .row_ops import RowOps
 from .target import TARGET
 from .threads import launch
 
 Array = Any
-
-SMALL = 1 << 17  # multiply-adds that one thread has done before others have begun
 
 
 class NumbaOps(RowOps):
@@ -62,7 +61,7 @@ class NumbaOps(RowOps):
             hint = "Ask for float32"
             raise BackendError("bfloat16 needs AVX512_BF16", got=TARGET.name, expected="avx512 with bf16", hint=hint)
         super().__init__("float32" if self.paired else dtype, threads)
-        self._rooms = threading.local()
+        self._own = threading.local()  # of each Python thread
         self._tables: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
 
     @classmethod
@@ -116,79 +115,62 @@ class NumbaOps(RowOps):
         residual: Array = None,
         scale: Array = None,
     ) -> Array:
+        key = form(x), activation, form(residual)
+        kept = weight.products if isinstance(weight, Packed) else {}
+        product = kept.get(key)
+        if product is not None and product.suits(self, bias, scale):
+            return product(x, residual)[0]
         check_linear(x, weight, bias, residual, scale)
         code = self._code(activation)
-        outputs = weight.shape[0]
-        x = rows_of("linear", x, self.dtype)
-        y = result((*x.shape[:-1], outputs), self.dtype)
-        if not y.size:
-            return y
+        if not weight.shape[0] or not math.prod(x.shape[:-1]):
+            return np.empty((*x.shape[:-1], weight.shape[0]), self.dtype)
         if not isinstance(weight, Packed):
             weight = own("linear", weight, self.dtype, contiguous=True)
+        given = x, residual, bias, scale
+        x = rows_of("linear", x, self.dtype)
         residual = None if residual is None else rows_of("linear", residual, self.dtype)
-        self._products(x, [(weight, self._vector(bias), y)], code, self._vector(scale), residual)
-        return y
+        taken = x, residual, self._vector(bias), self._vector(scale)
+        product = Product(self, x, [weight], [taken[2]], code, residual, taken[3])
+        if all(map(is_, given, taken)):
+            keep(kept, key, product)
+        return product(x, residual)[0]
 
     def project(self, x: Array, *linears: Linear) -> tuple[Array, ...]:
-        x = rows_of("linear", x, self.dtype)
-        packed = all(isinstance(linear.weight, Packed) for linear in linears)
-        if not packed or not 1 <= len(linears) <= 3 or not x.size:
+        weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
+        if not 1 <= len(linears) <= 3 or not all(isinstance(weight, Packed) for weight in weights):
             return super().project(x, *linears)
-        parts = []
+        key, kept = (form(x), len(linears)), weights[0].products
+        product = kept.get(key)
+        if product is not None and product.suits(self, *weights[1:], *biases, None):
+            return product(x)
+        if not x.size:
+            return super().project(x, *linears)
         for linear in linears:
             check_linear(x, linear.weight, linear.bias, None, None)
-            y = result((*x.shape[:-1], linear.weight.shape[0]), self.dtype)
-            parts.append((linear.weight, self._vector(linear.bias), y))
-        self._products(x, parts, CODES["identity"], None, None)
-        return tuple(y for _, _, y in parts)
+        given = x, *biases
+        taken = rows_of("linear", x, self.dtype), *map(self._vector, biases)
+        product = Product(self, taken[0], weights, list(taken[1:]))
+        if all(map(is_, given, taken)):
+            keep(kept, key, product)
+        return product(taken[0])
 
-    def _products(
-        self,
-        x: np.ndarray,
-        parts: list[tuple[Packed | np.ndarray, Array, np.ndarray]],
-        activation: int,
-        scale: Array,
-        residual: Array,
-    ) -> None:
-        """Several products of one x, each with its weight, its bias and where it goes, in one parallel loop."""
-        depth, wide = x.shape[-1], TARGET.width(self.dtype.itemsize)
-        rows = math.prod(x.shape[:-1])
-        packed = isinstance(parts[0][0], Packed)
-        outputs = [weight.shape[0] for weight, _, _ in parts]
-        threads = 1 if rows * sum(outputs) * depth < SMALL else self.threads
-        at_x = (address(x), distance(x))
-        if self.paired:
-            pairs = aligned(rows * ((depth + 1) // 2), np.dtype(np.int32))
-            products.pair_all(threads, at_x, address(pairs), rows, depth, self.like)
-            at_x = (address(pairs), (depth + 1) // 2)
-        table = [
-            number
-            for weight, bias, y in parts
-            for number in (
-                weight.address if isinstance(weight, Packed) else address(weight),
-                *(address(bias), address(y), distance(y), weight.shape[0]),
-            )
-        ]
-        panels = sum(-(-n // wide) for n in outputs)
-        blocks = min(-(-rows // products.ROWS), max(-(-rows // products.BLOCK), -(-4 * threads // panels)))
-        room = products.linear_room(rows, depth, blocks, wide, packed)
-        products.linear(
-            threads,
-            at_x,
-            (*table, *(0,) * (15 - len(table))),
-            *(packed, activation, address(scale)),
-            (0, 0) if residual is None else (address(residual), distance(residual)),
-            *(rows, depth, panels, blocks, threads, self._scratch(threads * room), room),
-            *(np.int32(0) if self.paired else self.like, self.like),
-        )
+    def comes_now(self, product: Product) -> None:
+        """Has the product before remember which came after it, so that it fetches its panels the next time.
 
-    def _scratch(self, count: int) -> int:
+        Nothing is computed of them, so that they may be gone by then.
+        """
+        before = getattr(self._own, "afterwards", None)
+        if before is not None:
+            before[0] = product.panels
+        self._own.afterwards = product.afterwards
+
+    def scratch(self, count: int) -> int:
         """The address of room for so many numbers, which stays with the calling thread until it needs more."""
-        memory = getattr(self._rooms, "memory", None)
+        memory = getattr(self._own, "memory", None)
         if memory is None or memory.size < count:
-            memory = self._rooms.memory = aligned(count, self.dtype)
-            self._rooms.address = address(memory)
-        return self._rooms.address
+            memory = self._own.memory = aligned(count, self.dtype)
+            self._own.address = address(memory)
+        return self._own.address
 
     # ---- attention ---------------------------------------------------------------------------------------------------
 
@@ -205,49 +187,35 @@ class NumbaOps(RowOps):
         head_mask: Array = None,
         probs: bool = False,
     ) -> tuple[Array, Array]:
+        given = q, k, v, bias, mask, head_mask
+        key = "attention", heads, causal, probs, *map(form, given)
+        ready = self.kept.get(key)
+        if ready is not None:
+            return ready(self, *given)
         full = check_attention(q, k, v, heads, mask, bias, head_mask)
-        batch, _, length, keys = full
-        size = q.shape[2] // heads
-        q, k, v = (rows_of("attention", x, self.dtype) for x in (q, k, v))
-        context = np.empty(q.shape, self.dtype)
-        p = np.empty(full, self.dtype) if probs else None
-        if not context.size:
-            return context, p
-        if not keys:
+        if 0 in full[:3] or not q.size:
+            return np.empty(q.shape, self.dtype), np.empty(full, self.dtype) if probs else None
+        if not full[3]:
             raise InputError("attention: no key to attend to", got=k.shape, expected="(B, 1 or more, D)")
-        bias, bias_strides = self._spread(bias, full, self.dtype)
-        mask, mask_strides = self._spread(mask, full, np.dtype(bool))
-        head_mask, factor_strides = self._spread(head_mask, full, self.dtype)
-        threads = 1 if 2 * context.size * keys < SMALL else self.threads
-        pieces = min(-(-length // attending.QUERIES), -(-4 * threads // (batch * heads)))
-        lanes, wide = TARGET.lanes(self.dtype.itemsize), TARGET.width(self.dtype.itemsize)
-        room = attending.attention_room(keys, size, lanes, wide)
-        attending.attention(
-            threads,
-            *((address(x), distance(x)) for x in (q, k, v)),
-            *(batch, heads, length, keys, size),
-            size**-0.5,
-            causal,
-            (address(bias), *bias_strides),
-            (address(mask), *mask_strides),
-            (address(head_mask), *factor_strides),
-            *(address(p), address(context)),
-            *(pieces, self._scratch(threads * room), room),
-            *(np.int32(0) if self.paired else self.like, self.like),
+        q, k, v = (rows_of("attention", x, self.dtype) for x in (q, k, v))
+        bias, mask, head_mask = (
+            self._spread(x, full, dtype)
+            for x, dtype in ((bias, self.dtype), (mask, np.dtype(bool)), (head_mask, self.dtype))
         )
-        return context, p
+        taken = q, k, v, bias, mask, head_mask
+        ready = Attention(self, *taken, full, causal, probs)
+        if all(map(is_, given, taken)):
+            keep(self.kept, key, ready)
+        return ready(self, *taken)
 
-    def _spread(self, x: Array, full: tuple[int, ...], dtype: np.dtype) -> tuple[Array, tuple[int, ...]]:
-        """An array that broadcasts to ``full``, and the distances of its numbers along the four axes."""
+    def _spread(self, x: Array, full: tuple[int, ...], dtype: np.dtype) -> Array:
+        """An array that broadcasts to ``full``, at whole distances of its numbers."""
         if x is None:
-            return None, (0, 0, 0, 0)
+            return None
         if x.dtype != dtype:
             raise InputError("attention: another dtype than it takes", got=x.dtype, expected=dtype)
         strides = np.broadcast_to(x, full).strides
-        if any(stride % dtype.itemsize for stride in strides):
-            x = np.ascontiguousarray(x)
-            strides = np.broadcast_to(x, full).strides
-        return x, tuple(stride // dtype.itemsize for stride in strides)
+        return np.ascontiguousarray(x) if any(stride % dtype.itemsize for stride in strides) else x
 
     # ---- convolutions ------------------------------------------------------------------------------------------------
 
@@ -299,7 +267,7 @@ class NumbaOps(RowOps):
             *(address(x), batch, frames, channels, weight.address, address(bias), outputs, taps),
             *(stride, padding, dilation, weight.groups),
             *(norm is not None, address(scale), address(shift), 0.0 if norm is None else norm.eps, activation),
-            *(address(y), made, blocks, self._scratch(threads * room), room),
+            *(address(y), made, blocks, self.scratch(threads * room), room),
             *(np.int32(0) if weight.paired else self.like, self.like),
         )
         return y
@@ -351,7 +319,7 @@ class NumbaOps(RowOps):
             *(height, width, channels),
             *(weight.address, address(bias), outputs, *kernel, *stride, padding),
             *(norm is not None, address(mean), address(scale), address(shift), activation),
-            *(address(y), *made, pixels, blocks, self._scratch(threads * room), room, self.like),
+            *(address(y), *made, pixels, blocks, self.scratch(threads * room), room, self.like),
         )
         return y
 

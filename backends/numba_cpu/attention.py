@@ -10,7 +10,7 @@ import numpy as np
 
 from .compiling import Real, Rows, Spread, kernel, routine
 from .elementwise import exp_sum, largest
-from .pointers import at, cast, lowest, next_task, pointer, seen_as
+from .pointers import at, cast, lowest, next_task, none, pointer, seen_as
 from .tiles import ROWS, lanes, pack, panel_as_factors, rows_as_factors, steps, tile, width
 
 QUERIES = 48  # in a block
@@ -23,8 +23,23 @@ def strips(rows, columns, depth, a, lda, b, c, ldc, zero):
     for strip in range(count):
         begin = strip * rows // count
         height = (strip + 1) * rows // count - begin
+        rows_of_a, rows_of_c = at(a, begin * lda), at(c, begin * ldc)
         tile(
-            height, columns // lanes(a), depth, at(a, begin * lda), lda, b, columns, at(c, begin * ldc), ldc, zero, 0, b
+            height,
+            columns // lanes(a),
+            depth,
+            rows_of_a,
+            lda,
+            b,
+            columns,
+            rows_of_c,
+            ldc,
+            zero,
+            0,
+            b,
+            none(c),
+            none(c),
+            0,
         )
 
 

@@ -6,12 +6,9 @@ backend's sources: whatever changes, its kernels are compiled anew, and nothing 
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import os
 import pickle
 import sys
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,33 +22,14 @@ from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 import d2v_ref
-from d2v_ref.checkpoints import replacing
-from d2v_ref.errors import BackendError, CheckpointError
+from d2v_ref.errors import BackendError
 from d2v_ref.ops import definitions
 
-from .telling import compiling
+from ..kept import cache_root, report, write
+from ..telling import compiling
 
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT", "USING_SVML")  # Numba's, that make the code
-HINT = "Set D2V_CACHE_DIR to a folder that can be written"
 DIGEST_SIZE = hashlib.sha256().digest_size
-
-
-def cache_root() -> Path:
-    """``D2V_CACHE_DIR``, or d2v_ref in the platform's folder for caches."""
-    if chosen := os.environ.get("D2V_CACHE_DIR"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "d2v_ref"
-    if sys.platform == "darwin":
-        return _home() / "Library" / "Caches" / "d2v_ref"
-    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "d2v_ref"
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # neither HOME nor an entry of this user
-        raise BackendError("there is no home folder to keep compiled kernels in", hint=HINT) from None
 
 
 def _key() -> str:
@@ -113,7 +91,7 @@ class Stored:
         if not self.found:
             context.refresh()  # so that what the source refers to is known; it takes longer than reading every kernel
             if not self.ahead:
-                self.busy.enter_context(compiling(self.name, self.path.parent))
+                self.busy.enter_context(compiling(self.name, self.path.parent, "this processor"))
         return result
 
     def _read(self, context: Any) -> Any:
@@ -131,34 +109,15 @@ class Stored:
         """Keeps a compiled function, or warns that it can't be kept."""
         self.busy.close()
         reason = self._keep(result)
-        if reason and self.ahead:
-            raise BackendError("compiled kernels can't be kept", path=self.path.parent, got=reason, hint=HINT)
         if reason:
-            _warn_once(str(self.path.parent), reason)
+            report(self.path.parent, reason, self.ahead)
 
     def _keep(self, result: Any) -> str:
         """Writes a whole file or none, whoever else writes it; returns why it can't be written, or ""."""
         if result.library.has_dynamic_globals:  # as code that is not optimised does
             return f"kernel {self.name} holds addresses of this process"
         data = dumps(result._reduce())
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as temporary:
-                temporary.write_bytes(self._digest(data) + data)
-        except CheckpointError as error:
-            return str(error.got)
-        except OSError as error:
-            return error.strerror or str(error)
-        return ""
+        return write(self.path, self._digest(data) + data)
 
     def _digest(self, data: bytes) -> bytes:
         return hashlib.sha256(f"{KEY}/{self.name}\0".encode() + data).digest()
-
-
-@functools.cache
-def _warn_once(path: str, reason: str) -> None:
-    warnings.warn(
-        f"compiled kernels can't be kept in {path} ({reason}), so that every process compiles them again; "
-        "set D2V_CACHE_DIR to a folder that can be written",
-        stacklevel=2,
-    )

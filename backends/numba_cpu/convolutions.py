@@ -8,8 +8,8 @@ block's frames, or its windows, are laid out in a thread's scratch first.
 from __future__ import annotations
 
 from .compiling import Real, Spread, kernel, routine
-from .elementwise import activate, layer_norm_row
-from .pointers import at, next_task, pointer, seen_as
+from .elementwise import IDENTITY, activate, layer_norm_row
+from .pointers import at, next_task, none, pointer, seen_as
 from .products import begin_with, panel
 from .tiles import as_factors, lanes, steps, width
 
@@ -23,7 +23,7 @@ def products_of_windows(rows, outputs, depth, x, ldx, weight, bias, given, y, ld
         columns = min(width(x), outputs - column)
         begin_with(first, at(bias, column), given, columns)
         w, out = at(weight, column * depth), at(y, column)
-        panel(rows, columns, depth, x, ldx, w, first, out, ldy, edge, (0, first, False, first, 0, False), w)
+        panel(rows, columns, depth, x, ldx, w, first, out, ldy, edge, (IDENTITY, none(y), none(y), 0), w, 0)
 
 
 @routine(inline=True)
@@ -115,7 +115,7 @@ def conv1d(
             for i in range(rows):
                 row = at(out, i * outputs)
                 layer_norm_row(row, row, outputs, scale, shift, norm_weight != 0, eps)
-                activate(activation, row, outputs)
+                activate(activation, row, outputs, 1, outputs)
 
 
 def conv1d_room(rows: int, inside: int, taps: int, stride: int, dilated: bool, wide: int) -> int:
@@ -190,7 +190,7 @@ def conv2d(
                 row = at(out, i * outputs)
                 for j in range(outputs):
                     row[j] = (row[j] - middle[j]) * scale[j] + shift[j]
-                activate(activation, row, outputs)
+                activate(activation, row, outputs, 1, outputs)
 
 
 def conv2d_room(rows: int, depth: int, wide: int) -> int:

@@ -9,18 +9,11 @@ from typing import Any
 import numpy as np
 
 from .compiling import address_of
+from .operands import aligned, for_long
 from .products import pack_panels
 from .target import TARGET
 
 SMALL = 1 << 15  # numbers that one thread has packed before others have begun
-LINE = 64  # bytes of a cache line
-
-
-def aligned(count: int, dtype: np.dtype) -> np.ndarray:
-    """So many numbers that begin at a cache line, not set."""
-    memory = np.empty(count * dtype.itemsize + LINE, np.uint8)
-    skip = -address_of(memory) % LINE
-    return memory[skip : skip + count * dtype.itemsize].view(dtype)
 
 
 class Packed:
@@ -32,6 +25,7 @@ class Packed:
         paired: whether the panels hold pairs of bfloat16, which the weight was rounded to.
         panels: 1-D, the groups' panels one after the other.
         address: of the first.
+        products: what a backend keeps ready for operands that it has had.
     """
 
     def __init__(self, weight: np.ndarray, groups: int, threads: int, paired: bool = False) -> None:
@@ -40,8 +34,9 @@ class Packed:
         _, rows, depth = matrices.shape
         step, wide = TARGET.lanes(self.dtype.itemsize), TARGET.width(self.dtype.itemsize)
         steps = -(-depth // 2) if paired else depth
-        self.panels = aligned(groups * -(-rows // step) * step * steps, np.dtype(np.int32) if paired else self.dtype)
+        self.panels = for_long(groups * -(-rows // step) * step * steps, np.dtype(np.int32) if paired else self.dtype)
         self.address = address_of(self.panels)
+        self.products: dict[Any, Any] = {}
         scratch, like = aligned(threads * wide * depth, self.dtype), self.dtype.type(0)
         for matrix, out in zip(matrices, self.panels.reshape(groups, -1), strict=True):
             few = 1 if matrix.size < SMALL else threads

@@ -7,8 +7,8 @@ import time
 import numpy as np
 
 from .compiling import Real, address_of, kernel
-from .packing import aligned
-from .pointers import at, next_task, pointer, seen_as
+from .operands import aligned
+from .pointers import at, next_task, none, pointer, seen_as
 from .target import TARGET
 from .tiles import ROWS, lanes, tile, width
 
@@ -27,7 +27,8 @@ def tiles_again(counter, scratch: int, room: int, tasks: int, depth: int, repeat
         if next_task(counter) >= tasks:
             break
         for _ in range(repeats):
-            tile(ROWS, width(like) // lanes(like), depth, a, depth, b, width(like), c, width(like), first, 0, b)
+            vectors = width(like) // lanes(like)
+            tile(ROWS, vectors, depth, a, depth, b, width(like), c, width(like), first, 0, b, none(c), none(c), 0)
 
 
 def fma_peak(threads: int, dtype: np.dtype, paired: bool = False, repeat: int = 5) -> float:

@@ -40,6 +40,38 @@ def at(typing: Any, start: Any, index: Any) -> Any:
 
 
 @intrinsic
+def beyond(typing: Any, address: Any, index: Any, like: Any) -> Any:
+    """The pointer ``index`` numbers beyond an address; the null pointer where the address is 0."""
+    result = types.CPointer(like)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = builder.inttoptr(args[0], context.get_value_type(result))
+        return builder.select(builder.icmp_unsigned("==", args[0], INT64(0)), start, builder.gep(start, [args[1]]))
+
+    return result(types.int64, types.int64, like), codegen
+
+
+@intrinsic
+def given(typing: Any, start: Any) -> Any:
+    """Whether a pointer is not the null pointer."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.icmp_unsigned("!=", args[0], ir.Constant(args[0].type, None))
+
+    return types.boolean(start), codegen
+
+
+@intrinsic
+def none(typing: Any, like: Any) -> Any:
+    """The null pointer of a pointer's type."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(context.get_value_type(signature.return_type), None)
+
+    return like(like), codegen
+
+
+@intrinsic
 def seen_as(typing: Any, start: Any, like: Any) -> Any:
     """The same place, as a pointer to numbers of another type."""
     result = types.CPointer(like)
@@ -80,6 +112,16 @@ def next_task(typing: Any, counter: Any) -> Any:
         return builder.atomic_rmw("add", args[0], INT64(1), "monotonic")
 
     return types.int64(types.CPointer(types.int64)), codegen
+
+
+@intrinsic
+def add_up(typing: Any, counter: Any, count: Any) -> Any:
+    """Adds to a counter that threads share, and returns what it was; who sees a sum sees what its parts stand for."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", args[0], args[1], "seq_cst")
+
+    return types.int64(types.CPointer(types.int64), types.int64), codegen
 
 
 def function(module: Any, name: str, result: Any, *arguments: Any) -> Any:

@@ -7,50 +7,54 @@ it owns its part of y, and every number of y is summed over k in one order: the 
 
 from __future__ import annotations
 
-import numpy as np
+from numba import types
+from numba.extending import overload
 
 from .compiling import Real, Rows, kernel, routine
-from .elementwise import activate
-from .pointers import at, next_task, pointer, seen_as
+from .elementwise import IDENTITY, activate
+from .pointers import add_up, at, beyond, given, next_task, none, pointer, seen_as
 from .tiles import (
+    AHEAD,
     LINE_VECTORS,
     ROWS,
     lanes,
     pack,
-    pair_row,
     panel_as_factors,
+    rows_as_factors,
     steps,
     tile,
     width,
 )
 
 DEPTH = 3072  # the longest part of a sum that is done at a time: a panel of it takes 0.75 MB, less than an L2 cache
-BLOCK = 512  # rows of x in a task
+BLOCK = 256  # rows of x in a task
 
 
 @routine(inline=True)
-def finish(y, ldy, rows, columns, activation, scale, scaled, residual, ldr, added):
+def finish(y, ldy, rows, columns, activation, scale, residual, ldr):
     """y = residual + scale * activation(y), in place, while it is in the first-level cache."""
+    activate(activation, y, ldy, rows, columns)
     for i in range(rows):
         row = at(y, i * ldy)
-        activate(activation, row, columns)
-        if scaled:
+        if given(scale):
             for j in range(columns):
                 row[j] *= scale[j]
-        if added:
+        if given(residual):
             other = at(residual, i * ldr)
             for j in range(columns):
                 row[j] += other[j]
 
 
 @routine(inline=True)
-def panel(rows, columns, depth, x, ldx, w, first, y, ldy, edge, finishing, following):
+def panel(rows, columns, depth, x, ldx, w, first, y, ldy, edge, finishing, following, size_of_following):
     """y = finishing(first + x w) for some rows and one panel's columns.
 
     w (depth, columns rounded up to whole vectors), first: as many numbers.  ``edge``: room for rows x width numbers,
-    for where a panel ends within a vector, so that nothing is written beyond y's columns.
+    for where a panel ends within a vector, so that nothing is written beyond y's columns.  ``finishing``: activation,
+    scale, residual and the distance of its rows; null pointers where there is none.  ``following``: the numbers that
+    are fetched meanwhile.
     """
-    activation, scale, scaled, residual, ldr, added = finishing
+    activation, scale, residual, ldr = finishing
     step = lanes(x)
     vectors = (columns + step - 1) // step
     ragged = columns != vectors * step
@@ -60,6 +64,8 @@ def panel(rows, columns, depth, x, ldx, w, first, y, ldy, edge, finishing, follo
     while True:  # once at least: a sum of nothing is what it begins with
         part = min(DEPTH, depth - done)
         last = done + part == depth
+        # What needs no activation is finished in registers.
+        in_registers = last and activation == IDENTITY and not ragged
         for strip in range(strips):
             begin = strip * rows // strips
             count = (strip + 1) * rows // strips - begin
@@ -68,12 +74,15 @@ def panel(rows, columns, depth, x, ldx, w, first, y, ldy, edge, finishing, follo
             here = at(x, begin * ldx + done)
             own = at(w, done * vectors * step)
             # A panel that the next task of this thread will probably need comes from memory while this one computes:
-            # a cache line at each k, the first lines at the first strips.
-            fetched = (strip * depth + done) * lanes(y) * LINE_VECTORS
-            ahead = at(following, fetched) if fetched < depth * vectors * step else own
-            tile(count, vectors, part, here, ldx, own, vectors * step, mine, ldo, start, lds, ahead)
-            if last:
-                finish(mine, ldo, count, columns, activation, scale, scaled, at(residual, begin * ldr), ldr, added)
+            # some cache lines at each k, the first lines at the first strips.
+            fetched = AHEAD * (strip * depth + done) * lanes(y) * LINE_VECTORS
+            ahead = at(following, fetched) if fetched < size_of_following else own
+            added = at(residual, begin * ldr) if given(residual) else residual
+            factor, addend = (scale, added) if in_registers else (none(y), none(y))
+            at_ab = here, ldx, own, vectors * step
+            tile(count, vectors, part, *at_ab, mine, ldo, start, lds, ahead, factor, addend, ldr)
+            if last and not in_registers:
+                finish(mine, ldo, count, columns, activation, scale, added, ldr)
         done += part
         if last:
             break
@@ -110,10 +119,37 @@ def place_of(parts, panel_index, wide):
     return part, panel_index * wide
 
 
+def all_as_factors(counter, x, ld, rows, depth, out, factor):
+    """All rows as factors, and their distance, as ``rows_as_factors``; what there is to do the threads share."""
+    raise NotImplementedError("is compiled into kernels")
+
+
+@overload(all_as_factors)
+def _all_as_factors(counter, x, ld, rows, depth, out, factor):
+    def floats(counter, x, ld, rows, depth, out, factor):
+        return x, ld
+
+    def pairs(counter, x, ld, rows, depth, out, factor):
+        terms, step = (depth + 1) // 2, 4
+        while True:
+            begin = next_task(at(counter, 10)) * step
+            if begin >= rows:
+                break
+            count = min(step, rows - begin)
+            rows_as_factors(at(x, begin * ld), ld, count, depth, at(out, begin * terms), factor)
+            add_up(at(counter, 12), count)
+        while add_up(at(counter, 12), 0) < rows:  # whoever has begun with some rows will end
+            pass
+        return out, terms
+
+    return pairs if factor == types.int32 else floats
+
+
 @kernel
 def linear(
     counter,
     x: Rows,
+    pairs: int,
     parts: Parts,
     packed: int,
     activation: int,
@@ -124,6 +160,7 @@ def linear(
     panels: int,
     blocks: int,
     threads: int,
+    afterwards: Rows,
     scratch: int,
     room: int,
     factor: Real,
@@ -131,13 +168,16 @@ def linear(
 ):
     """y = residual + scale * activation(x W^T + b), for up to three W of one x.
 
-    x (rows, depth), y and residual (rows, outputs).  ``factor``: the type of x and of the panels, int32 for pairs of
-    bfloat16 and else that of ``like``, the result.  The weights are panels if ``packed``, else W (outputs, depth)
-    itself, of which a thread packs a panel when it needs it.  ``scale``, ``residual``, a bias: 0 where there is none.
-    ``scratch``: ``room`` numbers for each thread.
+    x (rows, depth), y and residual (rows, outputs).  ``factor``: the type of the panels, int32 for pairs of bfloat16,
+    which x becomes at ``pairs``, and else that of ``like``, the result.  The weights are panels if ``packed``, else W
+    (outputs, depth) itself, of which a thread packs a panel when it needs it.  ``scale``, ``residual``, a bias: 0 where
+    there is none.  ``afterwards``: the panels of the product that will probably be next, and the numbers in one; they
+    are fetched when there are no more of these.  ``scratch``: ``room`` numbers for each thread.
     """
     (x, ldx), (residual, ldr) = x, residual
     wide = width(like)
+    given_x, at_pairs = pointer(x, like), pointer(pairs, factor)
+    x_factors, ldx = all_as_factors(counter, given_x, ldx, rows, depth, at_pairs, factor)
     first = at(pointer(scratch, like), next_task(at(counter, 8)) * room)
     edge = at(first, wide)
     own = at(edge, wide * ((rows + blocks - 1) // blocks))
@@ -158,40 +198,32 @@ def linear(
         columns = min(wide, outputs - column)
         begin, end = block * rows // blocks, (block + 1) * rows // blocks
         w = at(pointer(weight, factor), column * terms)
-        following = w
+        following, size = w, 0
         if packed:
-            later, there = place_of(parts, task % panels + threads, wide)
-            if later < 3:
-                following = at(pointer(parts[5 * later], factor), there * terms)
+            later = task + threads
+            if later < panels * blocks:
+                part, there = place_of(parts, later % panels, wide)
+                following, size = at(pointer(parts[5 * part], factor), there * terms), wide * terms
+            elif afterwards[0]:
+                size = afterwards[1]
+                following = at(pointer(afterwards[0], factor), (later - panels * blocks) * size)
         else:
             given = at(pointer(weight, like), column * depth)
             whole = (columns + lanes(like) - 1) // lanes(like) * lanes(like)
             pack(given, depth, columns, depth, own, whole)
             w = seen_as(at(own, depth * whole), factor)
             panel_as_factors(own, depth, whole, w, factor)
-            following = w
         begin_with(first, at(pointer(bias, like), column), bias != 0, columns)
-        added = at(pointer(residual, like), begin * ldr + column)
-        last = (activation, at(pointer(scale, like), column), scale != 0, added, ldr, residual != 0)
+        added = beyond(residual, begin * ldr + column, like)
+        last = (activation, beyond(scale, column, like), added, ldr)
         out = at(pointer(y, like), begin * ldy + column)
-        x_rows = at(pointer(x, factor), begin * ldx)
-        panel(end - begin, columns, terms, x_rows, ldx, w, first, out, ldy, edge, last, following)
+        x_rows = at(x_factors, begin * ldx)
+        panel(end - begin, columns, terms, x_rows, ldx, w, first, out, ldy, edge, last, following, size)
 
 
 def linear_room(rows: int, depth: int, blocks: int, wide: int, packed: bool) -> int:
     """The numbers of scratch that a thread of ``linear`` needs."""
     return wide * (1 + -(-rows // blocks)) + (0 if packed else 2 * depth * wide)
-
-
-@kernel
-def pair_all(counter, x: Rows, out: int, rows: int, depth: int, like: Real):
-    """x (rows, depth) as pairs of bfloat16 along each row."""
-    while True:
-        begin = next_task(counter) * 8
-        if begin >= rows:
-            break
-        for i in range(begin, min(begin + 8, rows)):
-            pair_row(at(pointer(x[0], like), i * x[1]), depth, at(pointer(out, np.int32(0)), i * ((depth + 1) // 2)))
 
 
 @kernel

@@ -31,8 +31,7 @@ VARIABLE = "D2V_NUM_THREADS"
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # called without the interpreter's lock
 _launched = False  # whether the threads have begun
 _forked = False  # whether they began in a process that this one is a fork of
-_ALL = nullcontext()
-_turn: Any = None  # what the threading layer needs held while a kernel runs
+_turn: threading.Lock | None = None  # what the threading layer needs held while a kernel runs
 
 
 def number_of_threads(asked: int | None = None) -> int:
@@ -77,11 +76,14 @@ def _run(threads, function, arguments):
 def spread(threads: int, function: int, arguments: np.ndarray) -> None:
     """Runs the C function at an address in so many threads, all with the same arguments (1-D, int64)."""
     if threads == 1 or _forked:
-        _FUNCTION(function)(arguments.ctypes.data)
+        _FUNCTION(function)(arguments.__array_interface__["data"][0])
         return
     if not _launched:
         launch()
-    with _turn, _pool_of(threads) if threads != numba.config.NUMBA_NUM_THREADS else _ALL:
+    if _turn is None and threads == numba.config.NUMBA_NUM_THREADS:
+        _run(threads, function, arguments)
+        return
+    with _turn or nullcontext(), _pool_of(threads):
         _run(threads, function, arguments)
 
 
@@ -104,7 +106,7 @@ def launch(ahead: bool = False) -> bool:
             return False
         _start_pool()
         fresh = compiled(_run, "run", ((types.int64, types.int64, types.int64[::1]),), ahead)
-        _turn = threading.Lock() if numba.threading_layer() == "workqueue" else _ALL
+        _turn = threading.Lock() if numba.threading_layer() == "workqueue" else None
         _launched = True
         return fresh
 

@@ -7,6 +7,7 @@ find this form.  Everything else in this backend is a plain loop that it does ve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,7 @@ def width(typing: Any, like: Any) -> Any:
 
 ROWS = TARGET.rows
 LINE_VECTORS = 512 // TARGET.bits  # vectors in a cache line of 64 bytes
+AHEAD = 2  # cache lines that a tile fetches ahead at each k
 
 
 @intrinsic
@@ -140,10 +142,13 @@ def _tile(
     f: Any,
     ldf: Any,
     ahead: Any,
+    scale: Any,
+    added: Any,
+    ld_added: Any,
 ) -> Any:
     """A switch over one loop for every height and width of tile, whose sums are in registers."""
     integer = types.int64
-    signature = types.void(integer, integer, integer, a, integer, b, integer, c, integer, f, integer, b)
+    signature = types.void(integer, integer, integer, a, integer, b, integer, c, integer, f, integer, b, c, c, integer)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows, vectors, *operands = args
@@ -178,7 +183,7 @@ class _Product:
         self.rows, self.vectors = rows, vectors
         self.depth, self.b, self.ldb = depth, b, ldb
         self.a_rows = [self._row(a, lda, i) for i in range(rows)]
-        self.c, self.ldc, self.first, self.ldf, self.ahead = outer
+        self.c, self.ldc, self.first, self.ldf, self.ahead, self.scale, self.added, self.ld_added = outer
 
     def _row(self, start: Any, stride: Any, i: int) -> Any:
         return self.builder.gep(start, [self.builder.mul(stride, INT64(i))]) if i else start
@@ -212,8 +217,37 @@ class _Product:
         even = builder.and_(self.depth, INT64(-2))
         sums, b = self._loop(INT64(0), even, self.b, sums, 2)
         sums, _ = self._loop(even, self.depth, b, sums, 1)  # the last k of an odd number
+        sums = self._where_given(self.scale, sums, lambda: self._scaled(sums))
+        sums = self._where_given(self.added, sums, lambda: self._with_residual(sums))
         for (i, j), value in zip(self.cells, sums, strict=True):
             self.v.store(value, self._cell(self.c, self.ldc, i, j))
+
+    def _scaled(self, sums: list[Any]) -> list[Any]:
+        scales = [self.v.load(self._cell(self.scale, INT64(0), 0, j)) for j in range(self.vectors)]
+        return [self.builder.fmul(value, scales[j]) for (_, j), value in zip(self.cells, sums, strict=True)]
+
+    def _with_residual(self, sums: list[Any]) -> list[Any]:
+        return [
+            self.builder.fadd(value, self.v.load(self._cell(self.added, self.ld_added, i, j)))
+            for (i, j), value in zip(self.cells, sums, strict=True)
+        ]
+
+    def _where_given(self, start: Any, sums: list[Any], changed: Callable[[], list[Any]]) -> list[Any]:
+        """The sums changed, unless ``start`` is a null pointer."""
+        builder, before = self.builder, self.builder.block
+        given, after = builder.append_basic_block("given"), builder.append_basic_block("given.end")
+        builder.cbranch(builder.icmp_unsigned("!=", start, ir.Constant(start.type, None)), given, after)
+        builder.position_at_end(given)
+        new = changed()
+        builder.branch(after)
+        builder.position_at_end(after)
+        merged = []
+        for old, value in zip(sums, new, strict=True):
+            phi = builder.phi(self.v.vector)
+            phi.add_incoming(old, before)
+            phi.add_incoming(value, given)
+            merged.append(phi)
+        return merged
 
     def _loop(self, begin: Any, end: Any, b: Any, sums: list[Any], unrolled: int) -> tuple[list[Any], Any]:
         """k from begin to end, so many at a time; not once if they are equal."""
@@ -226,8 +260,8 @@ class _Product:
         running = [builder.phi(self.v.vector) for _ in sums]
         new, next_b = list(running), at_b
         if unrolled > 1:
-            for line in range(unrolled):
-                self._prefetch(builder.add(builder.mul(k, INT64(self.line)), INT64(line * self.line)))
+            for line in range(AHEAD * unrolled):
+                self._prefetch(builder.add(builder.mul(k, INT64(AHEAD * self.line)), INT64(line * self.line)))
         for step in range(unrolled):
             new = self._step(builder.add(k, INT64(step)), next_b, new)
             next_b = builder.gep(next_b, [self.ldb])
@@ -247,16 +281,17 @@ class _Product:
 
 
 @routine
-def tile(rows, vectors, depth, a, lda, b, ldb, c, ldc, first, ldf, ahead):
-    """C = first + A B, of at most ``ROWS`` rows and ``width`` columns, in whole vectors.
+def tile(rows, vectors, depth, a, lda, b, ldb, c, ldc, first, ldf, ahead, scale, added, ld_added):
+    """C = added + scale * (first + A B), of at most ``ROWS`` rows and ``width`` columns, in whole vectors.
 
-    A (rows, depth), B (depth, vectors * lanes), C and first (rows, vectors * lanes): pointers and the distance of
-    their rows.  With ``ldf`` 0 every row begins with the same numbers: the bias.  ``first`` may be C itself.  From
-    ``ahead`` on, a cache line for each k is brought into the second-level cache; nothing is read of it.
+    A (rows, depth), B (depth, vectors * lanes), C, first and added (rows, vectors * lanes): pointers and the distance
+    of their rows.  With ``ldf`` 0 every row begins with the same numbers: the bias.  ``first`` may be C itself.
+    ``scale`` (vectors * lanes) and ``added`` are null pointers where there is none.  From ``ahead`` on,
+    ``AHEAD`` cache lines for each k are brought into the second-level cache; nothing is read of them.
 
     Where A and B point to int32, they are pairs of bfloat16 along the depth, which counts the pairs; C is float32.
     """
-    _tile(rows, vectors, depth, a, lda, b, ldb, c, ldc, first, ldf, ahead)
+    _tile(rows, vectors, depth, a, lda, b, ldb, c, ldc, first, ldf, ahead, scale, added, ld_added)
 
 
 @intrinsic
@@ -287,36 +322,54 @@ def _transpose(typing: Any, source: Any, lds: Any, target: Any, ldt: Any) -> Any
 
 @intrinsic
 def maximum(typing: Any, x: Any, count: Any) -> Any:
-    """The largest number of so many vectors, the lowest number for none (LLVM does not vectorise it: NaN)."""
+    """The largest number of so many vectors, the lowest number for none (LLVM does not vectorise it: NaN).
+
+    Of four vectors at a time, as one maximum has to wait for the one before.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, count = args
         number = signature.return_type
         v = _Vectors(context, builder, number)
         least = v.everywhere(ir.Constant(v.number, float(np.finfo(str(number)).min)))
-        before = builder.block
-        loop, after = builder.append_basic_block("maximum"), builder.append_basic_block("maximum.end")
-        builder.cbranch(builder.icmp_signed(">", count, INT64(0)), loop, after)
-        builder.position_at_end(loop)
-        i, top = builder.phi(INT64), builder.phi(v.vector)
-        here = v.load(builder.gep(x, [builder.mul(i, INT64(v.lanes))]))
-        higher = builder.select(builder.fcmp_ordered(">", here, top), here, top)
-        following = builder.add(i, INT64(1))
-        for phi, first, next_value in ((i, INT64(0), following), (top, least, higher)):
-            phi.add_incoming(first, before)
-            phi.add_incoming(next_value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-        builder.position_at_end(after)
-        merged = builder.phi(v.vector)
-        merged.add_incoming(least, before)
-        merged.add_incoming(higher, loop)
-        result = builder.extract_element(merged, INT32(0))
+        fours = builder.and_(count, INT64(-4))
+        tops = _maxima(v, x, INT64(0), fours, [least] * 4)
+        for other in tops[1:]:
+            tops[0] = builder.select(builder.fcmp_ordered(">", other, tops[0]), other, tops[0])
+        (top,) = _maxima(v, x, fours, count, tops[:1])
+        result = builder.extract_element(top, INT32(0))
         for lane in range(1, v.lanes):
-            other = builder.extract_element(merged, INT32(lane))
+            other = builder.extract_element(top, INT32(lane))
             result = builder.select(builder.fcmp_ordered(">", other, result), other, result)
         return result
 
     return x.dtype(x, types.int64), codegen
+
+
+def _maxima(v: _Vectors, x: Any, begin: Any, end: Any, tops: list[Any]) -> list[Any]:
+    """Emits the maxima of ``tops`` and of the vectors from begin to end, as many at a time as ``tops``."""
+    builder, before = v.builder, v.builder.block
+    loop, after = builder.append_basic_block("maximum"), builder.append_basic_block("maximum.end")
+    builder.cbranch(builder.icmp_signed("<", begin, end), loop, after)
+    builder.position_at_end(loop)
+    i, running = builder.phi(INT64), [builder.phi(v.vector) for _ in tops]
+    higher = []
+    for step, top in enumerate(running):
+        here = v.load(builder.gep(x, [builder.mul(builder.add(i, INT64(step)), INT64(v.lanes))]))
+        higher.append(builder.select(builder.fcmp_ordered(">", here, top), here, top))
+    following = builder.add(i, INT64(len(tops)))
+    for phi, first, next_value in zip([i, *running], [begin, *tops], [following, *higher], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(next_value, loop)
+    builder.cbranch(builder.icmp_signed("<", following, end), loop, after)
+    builder.position_at_end(after)
+    merged = []
+    for first, next_value in zip(tops, higher, strict=True):
+        phi = builder.phi(v.vector)
+        phi.add_incoming(first, before)
+        phi.add_incoming(next_value, loop)
+        merged.append(phi)
+    return merged
 
 
 @routine

@@ -13,7 +13,7 @@ _told = False
 
 
 @contextmanager
-def compiling(name: str, folder: Path) -> Iterator[None]:
+def compiling(name: str, folder: Path, target: str) -> Iterator[None]:
     """Once in a process a line on standard error, and on a terminal the kernel that is being compiled.
 
     Nothing with ``D2V_QUIET``.
@@ -24,7 +24,7 @@ def compiling(name: str, folder: Path) -> Iterator[None]:
         return
     if not _told:
         _told = True
-        words = "d2v_ref: compiling kernels for this processor, some seconds each; they are kept in"
+        words = f"d2v_ref: compiling kernels for {target}, some seconds each; they are kept in"
         _say(f"{words} {folder} (`d2v-ref warmup` does it ahead, D2V_QUIET=1 hides this)")
     if not sys.stderr.isatty():
         yield
