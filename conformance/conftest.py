@@ -1,10 +1,11 @@
-"""Conformance: the same draws every time, one line of counts at the end."""
+"""Conformance: the same draws every time, one line of counts at the end, of all processes that took part."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,6 +31,10 @@ class Tally:
     arrays: int = 0
     worst: float = 0.0
 
+    def add(self, other: Tally) -> None:
+        self.cases, self.arrays = self.cases + other.cases, self.arrays + other.arrays
+        self.worst = max(self.worst, other.worst)
+
 
 _tallies: dict[str, Tally] = defaultdict(Tally)
 
@@ -38,6 +43,19 @@ _tallies: dict[str, Tally] = defaultdict(Tally)
 def tally() -> dict[str, Tally]:
     """Counts by suite, printed when the session ends."""
     return _tallies
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist's hands its counts to the one that prints."""
+    handed: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if handed is not None:
+        handed["tallies"] = {name: asdict(tally) for name, tally in _tallies.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for name, counts in getattr(node, "workeroutput", {}).get("tallies", {}).items():
+        _tallies[name].add(Tally(**counts))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
