@@ -145,6 +145,9 @@ def examine(operation: str, ops: Ops, form: str, examples: int) -> None:
 def in_turn(ops: Ops, form: str, examples: int, operations: Sequence[str] = tuple(CALLS)) -> None:
     """Whatever was computed before, and wherever memory comes from, a call gives the same bits."""
     some = st.lists(st.sampled_from(operations).flatmap(lambda name: calls(name, form)), min_size=2, max_size=5)
+    found: list[
+        str
+    ] = []  # not an assertion in the run: what depends on memory may not happen again when it is repeated
 
     @settings(max_examples=examples, phases=PHASES)
     @given(drawn=some)
@@ -155,9 +158,11 @@ def in_turn(ops: Ops, form: str, examples: int, operations: Sequence[str] = tupl
                 args, options = call.place(ops)
                 with poisoned(*(ops.to_numpy(x) for x in arrays_of((args, options)))):
                     again = getattr(ops, call.operation)(*args, **options)
-                assert bits(again, ops) == was, f"{call.operation} gives other bits after other calls"
+                if bits(again, ops) != was:
+                    found.append(f"{call.operation} gives other bits after other calls: {call} of {drawn}")
 
     run()
+    assert not found, found[0]
 
 
 def at_once(drawn: list[Call], ops: Ops, workers: int = 4) -> None:

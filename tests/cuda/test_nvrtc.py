@@ -24,8 +24,7 @@ Target = tuple[Variant, int]
 
 TENSOR = variants("tensor cores")
 # All for an H100; what depends most on the card, the instructions of tensor cores, for older and newer ones too.
-TARGETS: list[Target] = [(which, 90) for which in variants()]
-TARGETS += [(which, arch) for which in TENSOR if ("T", "__nv_bfloat16") in which.defines for arch in (80, 120)]
+TARGETS: list[Target] = [(which, arch) for which in variants() for arch in (80, 90, 120)]
 
 
 @pytest.fixture(scope="module")
