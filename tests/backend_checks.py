@@ -145,9 +145,7 @@ def examine(operation: str, ops: Ops, form: str, examples: int) -> None:
 def in_turn(ops: Ops, form: str, examples: int, operations: Sequence[str] = tuple(CALLS)) -> None:
     """Whatever was computed before, and wherever memory comes from, a call gives the same bits."""
     some = st.lists(st.sampled_from(operations).flatmap(lambda name: calls(name, form)), min_size=2, max_size=5)
-    found: list[
-        str
-    ] = []  # not an assertion in the run: what depends on memory may not happen again when it is repeated
+    found: list[str] = []  # and no assertion in the run: what depends on memory may not happen when it is repeated
 
     @settings(max_examples=examples, phases=PHASES)
     @given(drawn=some)
