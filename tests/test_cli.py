@@ -139,6 +139,13 @@ def test_wrong_use_shows_how_it_is_meant(arguments: list[str]) -> None:
     assert "Try 'd2v-ref" in result.err
 
 
+def test_a_dtype_that_the_backend_does_not_compute_in() -> None:
+    result = d2v("run", "tiny-text", "a small <mask>", "--dtype", "tf32")
+    assert (result.code, result.out) == (3, "")
+    assert result.err.startswith("d2v-ref: error: backend numpy does not compute in this dtype (got tf32; expected")
+    assert result.err.count("\n") == 1
+
+
 def test_backends_are_listed() -> None:
     assert "numpy: available" in d2v("backends").out.splitlines()
 

@@ -87,6 +87,7 @@ class SectionedCommand(click.Command):
 
 
 DTYPES = ("float32", "float64")
+EVERY_DTYPE = (*DTYPES, "tf32", "float16", "bfloat16")  # of some backend; which one takes which it says itself
 
 
 def load_options(dtype: str | None = "float32", dtypes: Sequence[str] = DTYPES) -> Callable[[Command], Command]:

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from d2v_ref.cli import run_audio, run_text, run_vision
-from d2v_ref.cli.common import Job, Option, SectionedCommand, load_options, progress, to_json, visible
+from d2v_ref.cli.common import EVERY_DTYPE, Job, Option, SectionedCommand, load_options, progress, to_json, visible
 from d2v_ref.errors import InputError
 
 option = partial(click.option, cls=Option)
@@ -59,7 +59,7 @@ MODALITIES = {"text": run_text, "audio": run_audio, "vision": run_vision}
 @option("--tokenizer", metavar="MODEL", show_default="the model's", help="As MODEL.", section="Loading")
 @option("--init-missing", type=click.IntRange(0), metavar="SEED", help="Draw missing weights.", section="Loading")
 @option("--report", is_flag=True, help="Say on standard error what became of every weight.", section="Loading")
-@load_options()
+@load_options(dtypes=EVERY_DTYPE)
 @click.pass_context
 def run(
     ctx: click.Context,
