@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -49,13 +49,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process of pytest-xdist's hands its counts to the one that prints."""
     handed: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if handed is not None:
-        handed["tallies"] = {name: asdict(tally) for name, tally in _tallies.items()}
+        handed["tallies"] = {name: (t.cases, t.arrays, float(t.worst)) for name, t in _tallies.items()}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     for name, counts in getattr(node, "workeroutput", {}).get("tallies", {}).items():
-        _tallies[name].add(Tally(**counts))
+        _tallies[name].add(Tally(*counts))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
