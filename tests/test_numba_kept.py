@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from d2v_backends.numba_cpu import NumbaOps
 from d2v_backends.numba_cpu.compiling import KEPT
 from d2v_backends.numba_cpu.packing import Packed
 
-from d2v_ref.errors import BackendError
+from d2v_ref.errors import BackendError, InputError
 from d2v_ref.nn import Linear
 
 ROWS, DEPTH, OUTPUTS = 7, 40, 24
@@ -111,6 +112,25 @@ def test_a_call_that_was_kept_gives_the_bits_of_a_new_one(dtype: str, data: st.D
     for call in calls:
         got, want = keeping(*call), Computing(dtype)(*call)
         assert [y.tobytes() for y in got] == [y.tobytes() for y in want], call
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_what_is_kept_serves_no_other_order_of_bytes(order: str) -> None:
+    ops, x = NumbaOps(), INPUTS[0]
+    packed = Packed(WEIGHTS[0], 1, ops.threads)
+    runs: list[Callable[[np.ndarray], Any]] = [
+        lambda x: ops.linear(x, packed),
+        lambda x: ops.layer_norm(x, None, None, 1e-5),
+        lambda x: ops.attention(x[None], x[None], x[None], 4),
+    ]
+    for run in runs:
+        run(x)
+        other = x.astype(f"{order}f4")
+        if other.dtype.isnative:
+            run(other)
+        else:
+            with pytest.raises(InputError, match="another dtype than"):
+                run(other)
 
 
 def test_what_is_kept_does_not_grow_with_every_length() -> None:

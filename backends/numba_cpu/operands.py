@@ -70,8 +70,8 @@ def for_long(count: int, dtype: np.dtype) -> np.ndarray:
 
 
 def form(x: Any) -> tuple[Any, ...] | None:
-    """What a kernel's arguments depend on, beside where the operand lies."""
-    return None if x is None else (x.shape, x.strides, x.dtype.num)
+    """What a kernel's arguments depend on, beside where the operand lies.  (A dtype's string tells its byte order too.)"""
+    return None if x is None else (x.shape, x.strides, x.dtype.str)
 
 
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

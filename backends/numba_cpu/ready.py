@@ -1,8 +1,8 @@
 """Calls that are ready to run: all that the form of the operands decides is decided once.
 
 A forward pass has a hundred small calls, and to check operands, choose a grid and pack arguments takes Python longer
-than some of them run.  A model's operands have the same few forms at each pass, so what was decided is kept with the
-weight, and only where the operands lie is told anew.
+than some of them run.  A model's operands have the same few forms at each pass, so what was decided is kept, a product
+with its weight and the others with the operations, and only where the operands lie is told anew.
 """
 
 from __future__ import annotations
