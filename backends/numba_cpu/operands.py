@@ -70,7 +70,7 @@ def for_long(count: int, dtype: np.dtype) -> np.ndarray:
 
 
 def form(x: Any) -> tuple[Any, ...] | None:
-    """What a kernel's arguments depend on, beside where the operand lies.  (A dtype's string tells its byte order too.)"""
+    """What a kernel's arguments depend on, beside where the operand lies; the order of its bytes is in the dtype's."""
     return None if x is None else (x.shape, x.strides, x.dtype.str)
 
 
