@@ -331,7 +331,7 @@ class Data2VecAudioEncoder(Module):
 
     def forward(self, x: Array, run: ForwardPass) -> Array:
         x = emptied(self.ops, x, run.mask)
-        x = self.layer_norm(x + self.pos_conv_embed(x, run))
+        x = self.layer_norm(self.ops.add(x, self.pos_conv_embed(x, run)))
         run.keep(x)
         for layer in self.layers:
             x = layer(x, run)

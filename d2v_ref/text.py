@@ -174,9 +174,9 @@ class Data2VecTextEmbeddings(Module):
             tables = self.word_embeddings, self.token_type_embeddings, self.position_embeddings
             return self.ops.embed_norm((input_ids, token_type_ids, position_ids), tables, self.LayerNorm)
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
-        x = words + self.token_type_embeddings(token_type_ids)
+        x = self.ops.add(words, self.token_type_embeddings(token_type_ids))
         if self.absolute:  # relative positions act on the attention scores instead
-            x = x + self.position_embeddings(position_ids)
+            x = self.ops.add(x, self.position_embeddings(position_ids))
         return self.LayerNorm(x)
 
 
@@ -201,7 +201,7 @@ class Data2VecTextSelfAttention(Module):
         if self.relative != "absolute":
             weight, with_key = self.distance_embedding.weight, self.relative == "relative_key_query"
             bias = self.ops.relative_key_bias(q, k, self.heads, weight, with_key)  # (B, H, T, S)
-            masks["bias"] = bias + masks["bias"] if "bias" in masks else bias
+            masks["bias"] = self.ops.add(bias, masks["bias"]) if "bias" in masks else bias
         context, p = self.ops.attention(q, k, v, self.heads, probs=run.probs or recording(), **masks)
         run.attentions.append(p if run.probs else None)
         self.tap("probs", p)

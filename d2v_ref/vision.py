@@ -185,7 +185,7 @@ class Data2VecVisionEmbeddings(Module):
         x = self.ops.concatenate((cls, x), axis=1)  # (B, T, D)
         if self.position_embeddings is None:
             return x
-        return x + self.positions(window, square=pixels.shape[1] == pixels.shape[2])
+        return self.ops.add(x, self.positions(window, square=pixels.shape[1] == pixels.shape[2]))
 
     def positions(self, window: Size, square: bool) -> Array:
         """(1, T, D), resized (bicubic) to the picture's patches.
@@ -290,7 +290,7 @@ class Data2VecVisionSelfAttention(Module):
         bias = run.bias
         if self.relative_position_bias is not None:
             own = self.relative_position_bias(run)  # (1, heads, T, T)
-            bias = own if bias is None else own + bias
+            bias = own if bias is None else self.ops.add(own, bias)
         context, p = self.ops.attention(q, k, v, self.heads, bias=bias, probs=run.probs or recording())
         run.attentions.append(p if run.probs else None)
         self.tap("probs", p)
@@ -500,7 +500,7 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
     ) -> tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]:
         """From checked pictures, a mask of patches, and what ``ForwardPass`` holds to all that the output holds."""
         run, mask = ForwardPass(**shared), None if mask is None else self.ops.asarray(mask)
-        x = self.embeddings(self.ops.asarray(pixels.transpose(0, 2, 3, 1)), mask, window)  # (B, T, D)
+        x = self.embeddings(self.ops.asarray(pixels).transpose(0, 2, 3, 1), mask, window)  # (B, T, D)
         x = self.layernorm(self.encoder(x, run))
         pooled = None if self.pooler is None else self.pooler(x)  # (B, D)
         return x, pooled, tuple(run.hidden_states), tuple(run.attentions)

@@ -98,6 +98,9 @@ class Allowances:
         error = np.broadcast_to(self.probe.taken(), y.shape) + terms * self.tiny
         return Within(y, np.where(np.isfinite(y), error, 0.0))  # an infinity is off by nothing
 
+    def add(self, x: Array, y: Array) -> Within:
+        return self._rounded(Within(self.exact.add(x, y), 2 * self.u * (np.abs(x) + np.abs(y)) + self.tiny))
+
     # ---- what follows on another operation
 
     def _elementwise(self, name: str, x: Within) -> Within:

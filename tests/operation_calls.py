@@ -145,6 +145,15 @@ def _where(d: Draw) -> Call:
     return Call("where", (mask, *d.one_of((x, y), (y, x))))
 
 
+@operation("add")
+def _add(d: Draw) -> Call:
+    """Of one shape, or broadcast: rows, a number of each row, fewer axes."""
+    shape, kind = (*d.lead(20), d.length(70)), d.one_of("normal", "wide", "denormal", "special")
+    other = d.one_of(shape, (shape[-1],), (*shape[:-1], 1), (*[1] * (len(shape) - 1), shape[-1]))
+    x, y = d.array(*shape, kind=kind), d.array(*other, kind=kind)
+    return Call("add", d.one_of((x, y), (y, x)), plain=kind == "normal")
+
+
 @operation("concatenate")
 def _concatenate(d: Draw) -> Call:
     rank = d.number(1, 4)
@@ -430,6 +439,10 @@ def large_calls(form: str) -> list[Call]:
         *(Call("gelu", (array(70, n),)) for n in (1000, 999)),
         *(Call(name, (wide,)) for name in ("silu", "softmax", "log_softmax", "glu")),
         Call("activation", ("gelu_new", wide)),
+        Call("add", (wide, array(70, 1000))),
+        Call("add", (vector, wide)),
+        Call("where", (Operand(random.random((70, 1)) < 0.5), wide, 0)),
+        Call("concatenate", ((wide, array(70, 30), wide), 1)),
         Call("layer_norm", (wide, vector, vector, 1e-5)),
         Call("embedding", (ids, array(70, 300))),
         Call(

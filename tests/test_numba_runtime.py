@@ -291,7 +291,7 @@ def test_warmup_knows_every_kernel_that_a_model_calls(dtype: str, monkeypatch: p
         self.addresses[likes] = 0
 
     monkeypatch.setattr(Kernel, "compile", note)
-    monkeypatch.setattr(compiling, "spread", lambda *_: None)
+    monkeypatch.setattr(compiling, "run", lambda *_: None)
     monkeypatch.setattr(numba_cpu, "TARGET", numba_cpu.TARGET._replace(bfloat16=True))
     for kernel in Kernel.made.values():
         monkeypatch.setattr(kernel, "addresses", {})

@@ -809,6 +809,7 @@ def some_arguments(dtype: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any
         "activation": (("gelu_10", x), {}),
         "replay": ((lambda x: x, x), {}),
         "where": ((random.random(4) < 0.5, x, array(3, 1)), {}),
+        "add": ((x, array(3, 1)), {}),
         "embedding": ((np.array([[0, 3]]), array(4, 2)), {}),
         "embed_norm": (((np.array([[0, 3]]), np.array([[1, 2]])), (table, table), norm), {}),
         "linear": ((x, linear.weight, linear.bias, "gelu", array(2, 3, 4), array(4)), {}),

@@ -94,6 +94,7 @@ def _calls() -> dict[str, Callable[[Any], Any]]:
         "activation": ("silu", x),
         "glu": (even,),
         "where": (x > 0, x, array(6)),
+        "add": (x, array(6)),
         "embedding": (np.array([[0, 3]]), weight),
         "embed_norm": ((np.array([[0, 3]]), np.array([[1, 2]])), (table, table), norm),
         "linear": (x, weight, bias, "gelu", x, bias),

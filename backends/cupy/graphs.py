@@ -18,7 +18,9 @@ from weakref import finalize
 import numpy as np
 
 from d2v_ref.errors import BackendError
+from d2v_ref.nn import Module
 
+from ..arguments import changed, inputs_of, signature
 from .device import Device
 
 Array = Any
@@ -88,38 +90,7 @@ class Piece:
             self.room.give(self.start, self.count)
 
 
-# ---- arguments -------------------------------------------------------------------------------------------------------
-
-
-def signature(value: Any) -> Any:
-    """What two calls must share to be one graph: shapes and dtypes of inputs, constants themselves."""
-    if isinstance(value, dict):
-        return tuple((name, signature(item)) for name, item in value.items())
-    if isinstance(value, list | tuple):
-        return type(value).__name__, *map(signature, value)
-    if isinstance(value, np.ndarray):
-        return "input", value.shape, value.dtype.str
-    if hasattr(value, "shape") and not isinstance(value, np.generic):
-        return "constant", id(value)
-    return type(value).__name__, value
-
-
-def changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same dictionaries, lists and tuples of what ``change`` makes of each array."""
-    if isinstance(value, dict):
-        return {name: changed(item, change) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(changed(item, change) for item in value)
-    return change(value) if hasattr(value, "shape") and not isinstance(value, np.generic) else value
-
-
-def inputs_of(value: Any) -> Iterator[np.ndarray]:
-    """The NumPy arrays of arguments, in order."""
-    if isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from inputs_of(item)
-    elif isinstance(value, np.ndarray):
-        yield value
+# ---- inputs ---------------------------------------------------------------------------------------------------------
 
 
 class Slot(NamedTuple):
@@ -327,7 +298,7 @@ class Graphs:
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         owner = getattr(function, "__self__", function)
-        key = id(owner), getattr(function, "__name__", ""), signature(args)
+        key = id(owner), getattr(function, "__name__", ""), Module.changes, signature(args)
         with self._lock:
             if key in self.graphs:
                 self.graphs.move_to_end(key)

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from d2v_ref.errors import BackendError, InputError
-from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, Embedding, LayerNorm, Linear, Module
+from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, Embedding, LayerNorm, Linear, Module, recording
 from d2v_ref.ops import ACTIVATIONS
 from d2v_ref.ops.definitions import (
     Kernels,
@@ -25,12 +25,13 @@ from d2v_ref.ops.definitions import (
 )
 
 from . import cache, convolutions, products
-from .compiling import Kernel, keep
+from .compiling import Kernel, keep, recordings
 from .elementwise import CODES
-from .operands import address, aligned, form, own, rows_of
+from .operands import address, aligned, empty, form, own, rows_of, spread_of
 from .packing import Packed, release
 from .peak import fma_peak
 from .ready import SMALL, Attention, Product
+from .replay import Replays
 from .row_ops import RowOps
 from .target import TARGET
 from .threads import launch
@@ -63,6 +64,7 @@ class NumbaOps(RowOps):
         super().__init__("float32" if self.paired else dtype, threads)
         self._own = threading.local()  # of each Python thread
         self._tables: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
+        self.replays = Replays(lambda weight: weight.panels if isinstance(weight, Packed) else weight)
 
     @classmethod
     def kernels(cls, dtype: str) -> Kernels:
@@ -104,6 +106,10 @@ class NumbaOps(RowOps):
             return weight
         return Packed(own("a weight", weight, self.dtype), groups, self.threads, self._pairs(weight))
 
+    def replay(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args), whose kernels' calls are recorded the second time that it has the same shapes."""
+        return function(*args) if recording() else self.replays(function, *args)
+
     # ---- products ----------------------------------------------------------------------------------------------------
 
     def linear(
@@ -123,7 +129,7 @@ class NumbaOps(RowOps):
         check_linear(x, weight, bias, residual, scale)
         code = self._code(activation)
         if not weight.shape[0] or not math.prod(x.shape[:-1]):
-            return np.empty((*x.shape[:-1], weight.shape[0]), self.dtype)
+            return empty((*x.shape[:-1], weight.shape[0]), self.dtype)
         if not isinstance(weight, Packed):
             weight = own("linear", weight, self.dtype, contiguous=True)
         given = x, residual, bias, scale
@@ -166,6 +172,9 @@ class NumbaOps(RowOps):
 
     def scratch(self, count: int) -> int:
         """The address of room for so many numbers, which stays with the calling thread until it needs more."""
+        if recordings.now is not None:
+            recordings.now.scratch = aligned(count, self.dtype)  # until the next call, at least
+            return address(recordings.now.scratch)
         memory = getattr(self._own, "memory", None)
         if memory is None or memory.size < count:
             memory = self._own.memory = aligned(count, self.dtype)
@@ -194,12 +203,12 @@ class NumbaOps(RowOps):
             return ready(self, *given)
         full = check_attention(q, k, v, heads, mask, bias, head_mask)
         if 0 in full[:3] or not q.size:
-            return np.empty(q.shape, self.dtype), np.empty(full, self.dtype) if probs else None
+            return empty(q.shape, self.dtype), empty(full, self.dtype) if probs else None
         if not full[3]:
             raise InputError("attention: no key to attend to", got=k.shape, expected="(B, 1 or more, D)")
         q, k, v = (rows_of("attention", x, self.dtype) for x in (q, k, v))
         bias, mask, head_mask = (
-            self._spread(x, full, dtype)
+            spread_of("attention", x, full, dtype)
             for x, dtype in ((bias, self.dtype), (mask, np.dtype(bool)), (head_mask, self.dtype))
         )
         taken = q, k, v, bias, mask, head_mask
@@ -207,15 +216,6 @@ class NumbaOps(RowOps):
         if all(map(is_, given, taken)):
             keep(self.kept, key, ready)
         return ready(self, *taken)
-
-    def _spread(self, x: Array, full: tuple[int, ...], dtype: np.dtype) -> Array:
-        """An array that broadcasts to ``full``, at whole distances of its numbers."""
-        if x is None:
-            return None
-        if x.dtype != dtype:
-            raise InputError("attention: another dtype than it takes", got=x.dtype, expected=dtype)
-        strides = np.broadcast_to(x, full).strides
-        return np.ascontiguousarray(x) if any(stride % dtype.itemsize for stride in strides) else x
 
     # ---- convolutions ------------------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class NumbaOps(RowOps):
         batch, frames, channels = x.shape
         outputs, inside, taps = weight.shape
         made = (frames + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-        y = np.empty((batch, made, outputs), self.dtype)
+        y = empty((batch, made, outputs), self.dtype)
         if not y.size:
             return y
         bias = self._vector(bias)
@@ -300,7 +300,7 @@ class NumbaOps(RowOps):
             (length + 2 * padding - k) // step + 1
             for length, k, step in zip((height, width), kernel, stride, strict=True)
         ]
-        y = np.empty((batch, *made, outputs), self.dtype)
+        y = empty((batch, *made, outputs), self.dtype)
         if not y.size:
             return y
         bias = self._vector(bias)

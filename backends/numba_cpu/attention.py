@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .compiling import Real, Rows, Spread, kernel, routine
+from .compiling import Address, Real, Rows, Spread, kernel, routine
 from .elementwise import exp_sum, largest
 from .pointers import at, cast, lowest, next_task, none, pointer, seen_as
 from .tiles import ROWS, lanes, pack, panel_as_factors, rows_as_factors, steps, tile, width
@@ -117,10 +117,10 @@ def attention(
     bias: Spread,
     mask: Spread,
     factors: Spread,
-    probs: int,
-    context: int,
+    probs: Address,
+    context: Address,
     pieces: int,
-    scratch: int,
+    scratch: Address,
     room: int,
     factor: Real,
     like: Real,

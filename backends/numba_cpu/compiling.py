@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import struct
+import threading
 import typing
 from collections.abc import Callable
 from ctypes import addressof, c_char
@@ -22,16 +23,18 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from .cache import compiled
-from .threads import spread
+from .threads import run
 
 KEPT = 64  # forms of operands that calls are kept ready for
 COUNTERS = 16  # int64 before the arguments, 0 when a kernel begins: [0] is for tasks, [8] and on of another cache line
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
-Rows = tuple[int, int]
+Address = typing.NewType("Address", int)
+"""Annotates a parameter that is the address of an operand, or 0: another one in another run of the same call."""
+Rows = tuple[Address, int]
 """An address, and the distance of rows in numbers."""
-Spread = tuple[int, int, int, int, int]
+Spread = tuple[Address, int, int, int, int]
 """An address, and the distances along four axes in numbers."""
 
 
@@ -45,6 +48,15 @@ def address_of(x: np.ndarray) -> int:
         return addressof(c_char.from_buffer(x))  # type: ignore[arg-type]
     except (TypeError, ValueError):  # read only, empty, or with gaps
         return x.__array_interface__["data"][0]
+
+
+class Recordings(threading.local):
+    """``now``: what is told of every call that this Python thread makes, and gives it memory; None: nobody."""
+
+    now: Any = None
+
+
+recordings = Recordings()
 
 
 class Real:
@@ -69,7 +81,7 @@ class Kernel:
     """A kernel: ``kernel(threads, *arguments)`` runs the body in so many threads.
 
     The body's first parameter is a pointer to ``COUNTERS`` zeros that the threads share; annotations tell the types of
-    the others: ``int``, ``float``, tuples of these, and ``Real`` for the last ones.
+    the others: ``int``, ``float``, ``Address``, tuples of these, and ``Real`` for the last ones.
     """
 
     made: typing.ClassVar[dict[str, Kernel]] = {}
@@ -82,12 +94,15 @@ class Kernel:
         self.likes = kinds.count(Real)
         self.body = njit(**OPTIONS, inline="always")(body)
         codes, self.sources = "", []
+        self.operands: list[int] = []  # which words are addresses of theirs
         for kind in kinds[: len(kinds) - self.likes]:
             parts = typing.get_args(kind) or (kind,)
             words = []
             for part in parts:
                 word = f"args[{COUNTERS + len(codes)}]"
                 words.append(f"as_float({word})" if part is float else word)
+                if part is Address:
+                    self.operands.append(COUNTERS + len(codes))
                 codes += "d" if part is float else "q"
             self.sources.append(words[0] if len(parts) == 1 else f"({', '.join(words)})")
         self.layout = struct.Struct(f"{8 * COUNTERS}x{codes}")  # x: zeros
@@ -131,7 +146,7 @@ class Kernel:
         places = [COUNTERS + i for i, arg in enumerate(given) if arg is LATER]
         words = np.empty(self.words, np.int64)
         self.layout.pack_into(words, 0, *(0 if arg is LATER else arg for arg in given))  # type: ignore[arg-type]
-        return Call(threads, self._address(args[-self.likes :]), words, places)
+        return Call(threads, self._address(args[-self.likes :]), words, places, self.operands)
 
     def _address(self, likes: tuple[Any, ...]) -> int:
         """Of the C function for these types."""
@@ -153,17 +168,20 @@ class Call:
     To pack some dozens of arguments takes Python longer than a small kernel runs.
     """
 
-    __slots__ = ("function", "places", "threads", "words")
+    __slots__ = ("calls", "operands", "places", "threads", "words")
 
-    def __init__(self, threads: int, function: int, words: np.ndarray, places: list[int]) -> None:
-        self.threads, self.function, self.words, self.places = threads, function, words, places
+    def __init__(self, threads: int, function: int, words: np.ndarray, places: list[int], operands: list[int]) -> None:
+        self.threads, self.words, self.places, self.operands = threads, words, places, operands
+        self.calls = np.array([[threads, function, 0]])  # as ``threads.run`` takes them
 
     def __call__(self, *later: int) -> None:
         """Runs it; ``later``: what was ``LATER``, in its order."""
         words = self.words.copy()
         for place, word in zip(self.places, later, strict=True):
             words[place] = word
-        spread(self.threads, self.function, words)
+        if recordings.now is not None:
+            recordings.now.add(self, words)
+        run(self.threads, self.calls, words)
 
 
 def keep(kept: dict[Any, Any], key: Any, value: Any) -> None:

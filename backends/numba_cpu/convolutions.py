@@ -7,7 +7,7 @@ block's frames, or its windows, are laid out in a thread's scratch first.
 
 from __future__ import annotations
 
-from .compiling import Real, Spread, kernel, routine
+from .compiling import Address, Real, Spread, kernel, routine
 from .elementwise import IDENTITY, activate, layer_norm_row
 from .pointers import at, next_task, none, pointer, seen_as
 from .products import begin_with, panel
@@ -44,12 +44,12 @@ def frame(x, frames, channels, index, target, count, factor):
 @kernel
 def conv1d(
     counter,
-    x: int,
+    x: Address,
     batch: int,
     frames: int,
     channels: int,
-    weight: int,
-    bias: int,
+    weight: Address,
+    bias: Address,
     outputs: int,
     taps: int,
     stride: int,
@@ -57,14 +57,14 @@ def conv1d(
     dilation: int,
     groups: int,
     normalised: int,
-    norm_weight: int,
-    norm_bias: int,
+    norm_weight: Address,
+    norm_bias: Address,
     eps: float,
     activation: int,
-    y: int,
+    y: Address,
     made: int,
     blocks: int,
-    scratch: int,
+    scratch: Address,
     room: int,
     factor: Real,
     like: Real,
@@ -131,8 +131,8 @@ def conv2d(
     height: int,
     across: int,
     channels: int,
-    weight: int,
-    bias: int,
+    weight: Address,
+    bias: Address,
     outputs: int,
     kernel_i: int,
     kernel_j: int,
@@ -140,16 +140,16 @@ def conv2d(
     stride_j: int,
     padding: int,
     normalised: int,
-    mean: int,
-    norm_weight: int,
-    norm_bias: int,
+    mean: Address,
+    norm_weight: Address,
+    norm_bias: Address,
     activation: int,
-    y: int,
+    y: Address,
     made_i: int,
     made_j: int,
     pixels: int,
     blocks: int,
-    scratch: int,
+    scratch: Address,
     room: int,
     like: Real,
 ):

@@ -12,7 +12,7 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 
-from .compiling import address_of
+from .compiling import address_of, recordings
 
 PAGE, PADDING, LINE, HUGE = 4096, 192, 64, 1 << 21  # bytes
 
@@ -39,6 +39,23 @@ def rows_of(operation: str, x: Any, dtype: np.dtype) -> np.ndarray:
     return x if x.strides[-1] == x.itemsize and even and forwards else np.ascontiguousarray(x)
 
 
+def spread_of(operation: str, x: Any, full: tuple[int, ...], dtype: np.dtype) -> Any:
+    """An operand that broadcasts to ``full``, at whole distances of its numbers; None stays None."""
+    if x is None:
+        return None
+    if x.dtype != dtype:
+        raise InputError(f"{operation}: another dtype than it takes", got=x.dtype, expected=dtype)
+    strides = np.broadcast_to(x, full).strides
+    return np.ascontiguousarray(x) if any(stride % dtype.itemsize for stride in strides) else x
+
+
+def strides_of(x: Any, full: tuple[int, ...]) -> tuple[int, ...]:
+    """The distances of the numbers of an operand that broadcasts to ``full``, along its axes."""
+    if x is None:
+        return (0,) * len(full)
+    return tuple(stride // x.itemsize for stride in np.broadcast_to(x, full).strides)
+
+
 def distance(x: np.ndarray) -> int:
     """The distance of the rows of an operand that ``rows_of`` gave, in numbers."""
     if x.flags.c_contiguous:
@@ -49,6 +66,8 @@ def distance(x: np.ndarray) -> int:
 
 def aligned(count: int, dtype: np.dtype) -> np.ndarray:
     """So many numbers that begin at a cache line, not set."""
+    if recordings.now is not None:
+        return recordings.now.empty((count,), dtype)
     memory = np.empty(count * dtype.itemsize + LINE, np.uint8)
     skip = -address_of(memory) % LINE
     return memory[skip : skip + count * dtype.itemsize].view(dtype)
@@ -74,6 +93,11 @@ def form(x: Any) -> tuple[Any, ...] | None:
     return None if x is None else (x.shape, x.strides, x.dtype.str)
 
 
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Room for numbers that a kernel will write, not set."""
+    return np.empty(shape, dtype) if recordings.now is None else recordings.now.empty(shape, dtype)
+
+
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Room for a result, not set.
 
@@ -82,8 +106,8 @@ def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """
     width = shape[-1]
     if not width or width * dtype.itemsize % PAGE:
-        return np.empty(shape, dtype)
-    return np.empty((*shape[:-1], width + PADDING // dtype.itemsize), dtype)[..., :width]
+        return empty(shape, dtype)
+    return empty((*shape[:-1], width + PADDING // dtype.itemsize), dtype)[..., :width]
 
 
 def address(x: Any) -> int:

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from .compiling import Real, address_of, kernel
+from .compiling import Address, Real, address_of, kernel
 from .operands import aligned
 from .pointers import at, next_task, none, pointer, seen_as
 from .target import TARGET
@@ -16,7 +16,7 @@ DEPTH, REPEATS = 96, 2000  # factors of one task: 24 kB in a format of 4 bytes
 
 
 @kernel
-def tiles_again(counter, scratch: int, room: int, tasks: int, depth: int, repeats: int, factor: Real, like: Real):
+def tiles_again(counter, scratch: Address, room: int, tasks: int, depth: int, repeats: int, factor: Real, like: Real):
     """Each task: ``repeats`` tiles of the same factors."""
     mine = next_task(at(counter, 8)) * room
     first = at(pointer(scratch, like), mine)

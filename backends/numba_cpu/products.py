@@ -10,7 +10,7 @@ from __future__ import annotations
 from numba import types
 from numba.extending import overload
 
-from .compiling import Real, Rows, kernel, routine
+from .compiling import Address, Real, Rows, kernel, routine
 from .elementwise import IDENTITY, activate
 from .pointers import add_up, at, beyond, given, next_task, none, pointer, seen_as
 from .tiles import (
@@ -102,13 +102,16 @@ def begin_with(first, bias, given, columns):
             first[j] = bias[j]
 
 
-Parts = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, int]
-"""For each of three weights: its address, its bias', the result's with the distance of its rows, and its outputs."""
+Part = tuple[Address, Address, Address, int, int]
+"""Of a weight: its address, its bias', the result's with the distance of its rows, and its outputs."""
 
 
 @routine(inline=True)
 def place_of(parts, panel_index, wide):
-    """Which weight the panel of this number is of, counted through all, and its first column; weight 3: none."""
+    """Which weight the panel of this number is of, counted through all, and its first column; weight 3: none.
+
+    parts: those of three weights, one after the other.
+    """
     part = 0
     while part < 3:
         panels = (parts[5 * part + 4] + wide - 1) // wide
@@ -149,19 +152,21 @@ def _all_as_factors(counter, x, ld, rows, depth, out, factor):
 def linear(
     counter,
     x: Rows,
-    pairs: int,
-    parts: Parts,
+    pairs: Address,
+    part_0: Part,
+    part_1: Part,
+    part_2: Part,
     packed: int,
     activation: int,
-    scale: int,
+    scale: Address,
     residual: Rows,
     rows: int,
     depth: int,
     panels: int,
     blocks: int,
     threads: int,
-    afterwards: Rows,
-    scratch: int,
+    afterwards: tuple[int, int],
+    scratch: Address,
     room: int,
     factor: Real,
     like: Real,
@@ -172,9 +177,10 @@ def linear(
     which x becomes at ``pairs``, and else that of ``like``, the result.  The weights are panels if ``packed``, else W
     (outputs, depth) itself, of which a thread packs a panel when it needs it.  ``scale``, ``residual``, a bias: 0 where
     there is none.  ``afterwards``: the panels of the product that will probably be next, and the numbers in one; they
-    are fetched when there are no more of these.  ``scratch``: ``room`` numbers for each thread.
+    are fetched when there are no more of these, and may be gone.  ``scratch``: ``room`` numbers for each thread.
     """
     (x, ldx), (residual, ldr) = x, residual
+    parts = part_0 + part_1 + part_2
     wide = width(like)
     given_x, at_pairs = pointer(x, like), pointer(pairs, factor)
     x_factors, ldx = all_as_factors(counter, given_x, ldx, rows, depth, at_pairs, factor)
@@ -227,7 +233,9 @@ def linear_room(rows: int, depth: int, blocks: int, wide: int, packed: bool) -> 
 
 
 @kernel
-def pack_panels(counter, w: int, out: int, outputs: int, depth: int, scratch: int, room: int, factor: Real, like: Real):
+def pack_panels(
+    counter, w: Address, out: Address, outputs: int, depth: int, scratch: Address, room: int, factor: Real, like: Real
+):
     """The panels of W (outputs, depth), one after the other; the last one as wide as its whole vectors."""
     wide, step = width(like), lanes(like)
     own = at(pointer(scratch, like), next_task(at(counter, 8)) * room)

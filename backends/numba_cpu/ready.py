@@ -16,7 +16,7 @@ import numpy as np
 from . import attention as attending
 from . import products
 from .compiling import LATER
-from .operands import address, aligned, distance, result
+from .operands import address, aligned, distance, empty, result, strides_of
 from .packing import Packed
 from .target import TARGET
 
@@ -55,7 +55,7 @@ class Product:
         table: list[Any] = []
         for weight, bias, shape in zip(weights, biases, self.shapes, strict=True):
             at = weight.address if packed else address(weight)
-            table += (at, address(bias), LATER, distance(result(shape, ops.dtype)), shape[-1])
+            table.append((at, address(bias), LATER, distance(result(shape, ops.dtype)), shape[-1]))
         panels = sum(-(-n // wide) for n in outputs)
         blocks = min(-(-rows // products.ROWS), max(-(-rows // products.BLOCK), -(-4 * threads // panels)))
         room = products.linear_room(rows, depth, blocks, wide, packed)
@@ -66,7 +66,8 @@ class Product:
             threads,
             (LATER, distance(x)),
             LATER,
-            (*table, *(0,) * (15 - len(table))),
+            *table,
+            *((0,) * 5,) * (3 - len(table)),
             *(packed, activation, address(scale)),
             (0, 0) if residual is None else (LATER, distance(residual)),
             *(rows, depth, panels, blocks, threads, (LATER, LATER), LATER, room),
@@ -118,21 +119,14 @@ class Attention:
             *(batch, heads, length, keys, size),
             size**-0.5,
             causal,
-            *((LATER, *_strides(x, full)) for x in (bias, mask, head_mask)),
+            *((LATER, *strides_of(x, full)) for x in (bias, mask, head_mask)),
             *(LATER, LATER),
             *(pieces, LATER, room),
             *(np.int32(0) if ops.paired else ops.like, ops.like),
         )
 
     def __call__(self, ops: NumbaOps, *operands: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        context = np.empty(self.shape, ops.dtype)
-        p = None if self.full is None else np.empty(self.full, ops.dtype)
+        context = empty(self.shape, ops.dtype)
+        p = None if self.full is None else empty(self.full, ops.dtype)
         self.call(*map(address, (*operands, p, context)), ops.scratch(self.room))
         return context, p
-
-
-def _strides(x: Any, full: tuple[int, ...]) -> tuple[int, ...]:
-    """The distances of the numbers of an array that broadcasts to ``full``, along its axes."""
-    if x is None:
-        return (0,) * len(full)
-    return tuple(stride // x.itemsize for stride in np.broadcast_to(x, full).strides)

@@ -10,12 +10,12 @@ import numpy as np
 from d2v_ref.errors import InputError
 from d2v_ref.nn import Embedding, LayerNorm
 from d2v_ref.ops import Ops
-from d2v_ref.ops.definitions import check_embedding, check_layer_norm
+from d2v_ref.ops.definitions import check_embedding, check_layer_norm, check_map
 
 from . import rows
 from .compiling import LATER, keep
 from .elementwise import CODES
-from .operands import address, count, distance, form, own, rows_of
+from .operands import address, count, distance, empty, form, own, rows_of, spread_of, strides_of
 from .threads import number_of_threads
 
 Array = Any
@@ -35,6 +35,72 @@ class RowOps(Ops):
     def _split(self, x: np.ndarray) -> tuple[int, int]:
         """How many threads, and rows of a task, for this many numbers."""
         return 1 if x.size < SMALL else self.threads, max(1, rows.TASK // max(x.shape[-1], 1))
+
+    def _apart(self, x: Any, full: tuple[int, ...]) -> tuple[int, ...]:
+        """An operand that broadcasts to four axes, as kernels take it."""
+        return address(x), *strides_of(x, full)
+
+    def _copy(self, x: np.ndarray, y: np.ndarray) -> None:
+        """y = x, of the same shape of up to four axes."""
+        if y.size:
+            full = (*(1,) * (4 - y.ndim), *y.shape)
+            threads, step = self._split(y)
+            rows.copy(threads, self._apart(x, full), self._apart(y, full), full, step, self.like)
+
+    def concatenate(self, arrays: tuple[Array, ...], axis: int) -> Array:
+        first = arrays[0]
+        alike = all(x.dtype == self.dtype and 0 < x.ndim == first.ndim <= 4 for x in arrays)
+        axis = axis % first.ndim if alike else axis
+        others = {x.shape[:axis] + x.shape[axis + 1 :] for x in arrays}
+        if not alike or len(others) > 1:
+            return super().concatenate(arrays, axis)
+        lengths = [x.shape[axis] for x in arrays]
+        y = empty((*first.shape[:axis], sum(lengths), *first.shape[axis + 1 :]), self.dtype)
+        start = 0
+        for x, length in zip(arrays, lengths, strict=True):
+            x = spread_of("concatenate", x, x.shape, self.dtype)
+            self._copy(x, y[(slice(None),) * axis + (slice(start, start + length),)])
+            start += length
+        return y
+
+    def where(self, mask: Array, x: Array, y: Array) -> Array:
+        shape = np.broadcast_shapes(*(np.shape(one) for one in (mask, x, y)))
+        if len(shape) > 4:
+            return super().where(mask, x, y)
+        numbers = [one if isinstance(one, int | float) else 0.0 for one in (x, y)]
+        x, y = (None if isinstance(one, int | float) else one for one in (x, y))
+        mask = spread_of("where", mask, shape, np.dtype(bool))
+        x, y = (spread_of("where", one, shape, self.dtype) for one in (x, y))
+        out = empty(shape, self.dtype)
+        if out.size:
+            full = (*(1,) * (4 - out.ndim), *shape)
+            threads, step = self._split(out)
+            apart = [self._apart(one, full) for one in (mask, x, y)]
+            rows.where(
+                threads, apart[0], apart[1], numbers[0], apart[2], numbers[1], address(out), full, step, self.like
+            )
+        return out
+
+    def add(self, x: Array, y: Array) -> Array:
+        shape = np.broadcast_shapes(x.shape, y.shape)
+        if len(shape) > 4:
+            return super().add(x, y)
+        x, y = (spread_of("add", one, shape, self.dtype) for one in (x, y))
+        out = empty(shape, self.dtype)
+        if out.size:
+            full = (*(1,) * (4 - out.ndim), *shape)
+            threads, step = self._split(out)
+            rows.add(threads, self._apart(x, full), self._apart(y, full), address(out), full, step, self.like)
+        return out
+
+    def adaptive_avg_pool2d(self, x: Array, size: int) -> Array:
+        check_map("adaptive_avg_pool2d", x)
+        x = spread_of("adaptive_avg_pool2d", x, x.shape, self.dtype)
+        y = empty((x.shape[0], size, size, x.shape[3]), self.dtype)
+        if y.size:
+            threads = 1 if x.size < SMALL else self.threads
+            rows.means(threads, self._apart(x, x.shape), address(y), x.shape, size, 1, self.like)
+        return y
 
     def _activation(self, name: str, x: Array) -> Array:
         y = np.array(own(name, x, self.dtype), order="C")
@@ -100,13 +166,13 @@ class RowOps(Ops):
             x = rows_of("layer_norm", x, self.dtype)
             weight, bias = (None if p is None else own("layer_norm", p, self.dtype, True) for p in (weight, bias))
             if not x.size:
-                return np.empty(x.shape, self.dtype)
+                return empty(x.shape, self.dtype)
             threads, step = self._split(x)
             at_x, shape = (LATER, distance(x)), (count(x.shape), x.shape[-1])
             call = rows.layer_norm.ready(threads, at_x, LATER, *shape, LATER, LATER, eps, step, self.like)
             if all(map(is_, given, (x, weight, bias))):
                 keep(self.kept, key, call)
-        y = np.empty(x.shape, self.dtype)
+        y = empty(x.shape, self.dtype)
         call(address(x), address(y), address(weight), address(bias))
         return y
 
@@ -117,7 +183,7 @@ class RowOps(Ops):
         for rows_, weight in zip(ids, weights, strict=True):
             check_embedding(rows_, weight)
         at = [np.ascontiguousarray(rows_, np.int64) for rows_ in np.broadcast_arrays(*ids)]
-        y = np.empty((*at[0].shape, weights[0].shape[1]), self.dtype)
+        y = empty((*at[0].shape, weights[0].shape[1]), self.dtype)
         check_layer_norm(y, norm.weight)
         if y.size:
             scale = [None if p is None else own("embed_norm", p, self.dtype, True) for p in (norm.weight, norm.bias)]
@@ -140,7 +206,7 @@ class RowOps(Ops):
         x = rows_of(operation, x, self.dtype)
         if not x.shape[-1]:
             raise InputError(f"{operation}: nothing on the last axis", got=x.shape, expected="1 number or more")
-        y = np.empty(x.shape, self.dtype)
+        y = empty(x.shape, self.dtype)
         if y.size:
             threads, step = self._split(y)
             shape = count(y.shape), y.shape[-1]
@@ -152,7 +218,7 @@ class RowOps(Ops):
             return super().glu(x)  # which says what does not fit
         x = rows_of("glu", x, self.dtype)
         half = x.shape[-1] // 2
-        y = np.empty((*x.shape[:-1], half), self.dtype)
+        y = empty((*x.shape[:-1], half), self.dtype)
         if y.size:
             threads, step = self._split(y)
             rows.glu(threads, (address(x), distance(x)), address(y), count(y.shape), half, step, self.like)

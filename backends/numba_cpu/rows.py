@@ -1,4 +1,4 @@
-"""Kernels that work number by number or row by row: activations, LayerNorm, softmax, and the like."""
+"""Kernels that work number by number or row by row: sums, activations, LayerNorm, softmax, means, and the like."""
 
 from __future__ import annotations
 
@@ -6,18 +6,118 @@ import math
 
 import numpy as np
 
-from .compiling import Real, Rows, kernel
+from .compiling import Address, Real, Rows, Spread, kernel, routine
 from .elementwise import activate, exp_sum, largest, layer_norm_row, sigmoid
-from .pointers import at, cast, next_task, pointer
+from .pointers import at, beyond, cast, given, next_task, pointer
 
-Places = tuple[int, int, int]
+Places = tuple[Address, Address, Address]
 """Up to three addresses, 0 where there is none."""
+Shape = tuple[int, int, int, int]
+"""The lengths of four axes."""
 
 TASK = 1 << 13  # numbers of a task
 
 
+@routine(inline=True)
+def row_of(x, index, shape, like):
+    """Where the row of this number begins, of those that an operand has when it is broadcast to a shape."""
+    i, j, k = index // (shape[1] * shape[2]), index // shape[2] % shape[1], index % shape[2]
+    return beyond(x[0], i * x[1] + j * x[2] + k * x[3], like)
+
+
 @kernel
-def activation(counter, code: int, x: int, count: int, like: Real):
+def add(counter, x: Spread, y: Spread, out: Address, shape: Shape, step: int, like: Real):
+    """out = x + y, without gaps.  ``step``: rows of a task, here and below."""
+    rows, width = shape[0] * shape[1] * shape[2], shape[3]
+    while True:
+        begin = next_task(counter) * step
+        if begin >= rows:
+            break
+        for i in range(begin, min(begin + step, rows)):
+            a, b, row = row_of(x, i, shape, like), row_of(y, i, shape, like), at(pointer(out, like), i * width)
+            if x[4] == 1 and y[4] == 1:
+                for j in range(width):
+                    row[j] = a[j] + b[j]
+            else:
+                for j in range(width):
+                    row[j] = a[j * x[4]] + b[j * y[4]]
+
+
+@kernel
+def copy(counter, x: Spread, y: Spread, shape: Shape, step: int, like: Real):
+    """y = x, whose axes may lie anyhow."""
+    rows, width = shape[0] * shape[1] * shape[2], shape[3]
+    while True:
+        begin = next_task(counter) * step
+        if begin >= rows:
+            break
+        for i in range(begin, min(begin + step, rows)):
+            a, row = row_of(x, i, shape, like), row_of(y, i, shape, like)
+            if x[4] == 1 and y[4] == 1:
+                for j in range(width):
+                    row[j] = a[j]
+            else:
+                for j in range(width):
+                    row[j * y[4]] = a[j * x[4]]
+
+
+@kernel
+def where(
+    counter,
+    mask: Spread,
+    x: Spread,
+    x_number: float,
+    y: Spread,
+    y_number: float,
+    out: Address,
+    shape: Shape,
+    step: int,
+    like: Real,
+):
+    """out = x where the mask (bytes) is not 0, else y, without gaps; a number for what has the address 0."""
+    rows, width = shape[0] * shape[1] * shape[2], shape[3]
+    x_number, y_number = cast(x_number, like), cast(y_number, like)
+    while True:
+        begin = next_task(counter) * step
+        if begin >= rows:
+            break
+        for i in range(begin, min(begin + step, rows)):
+            taken = row_of(mask, i, shape, np.uint8(0))
+            a, b, row = row_of(x, i, shape, like), row_of(y, i, shape, like), at(pointer(out, like), i * width)
+            for j in range(width):
+                if taken[j * mask[4]]:
+                    row[j] = a[j * x[4]] if given(a) else x_number
+                else:
+                    row[j] = b[j * y[4]] if given(b) else y_number
+
+
+@kernel
+def means(counter, x: Spread, y: Address, shape: Shape, size: int, step: int, like: Real):
+    """y (batch, size, size, channels) = the means of the cells of x (batch, height, width, channels), ``shape``."""
+    batch, height, across, channels = shape
+    while True:
+        begin = next_task(counter) * step
+        if begin >= batch * size * size:
+            break
+        for cell in range(begin, min(begin + step, batch * size * size)):
+            b, i, j = cell // (size * size), cell // size % size, cell % size
+            top, bottom = i * height // size, ((i + 1) * height + size - 1) // size
+            left, right = j * across // size, ((j + 1) * across + size - 1) // size
+            row = at(pointer(y, like), cell * channels)
+            for c in range(channels):
+                row[c] = 0
+            for u in range(top, bottom):
+                for v in range(left, right):
+                    pixel = beyond(x[0], b * x[1] + u * x[2] + v * x[3], like)
+                    for c in range(channels):
+                        row[c] += pixel[c * x[4]]
+            count = cast((bottom - top) * (right - left), like)
+            for c in range(channels):
+                row[c] /= count
+
+
+@kernel
+def activation(counter, code: int, x: Address, count: int, like: Real):
     """x = activation(x) in place."""
     while True:
         begin = next_task(counter) * TASK
@@ -28,9 +128,18 @@ def activation(counter, code: int, x: int, count: int, like: Real):
 
 @kernel
 def layer_norm(
-    counter, x: Rows, y: int, rows: int, width: int, weight: int, bias: int, eps: float, step: int, like: Real
+    counter,
+    x: Rows,
+    y: Address,
+    rows: int,
+    width: int,
+    weight: Address,
+    bias: Address,
+    eps: float,
+    step: int,
+    like: Real,
 ):
-    """y = layer_norm(x) of rows without gaps; ``weight`` 0: neither weight nor bias.  ``step``: rows of a task."""
+    """y = layer_norm(x) of rows without gaps; ``weight`` 0: neither weight nor bias."""
     scale, shift = pointer(weight, like), pointer(bias, like)
     while True:
         begin = next_task(counter) * step
@@ -46,11 +155,11 @@ def embed_norm(
     counter,
     ids: Places,
     tables: Places,
-    y: int,
+    y: Address,
     rows: int,
     width: int,
-    weight: int,
-    bias: int,
+    weight: Address,
+    bias: Address,
     eps: float,
     step: int,
     like: Real,
@@ -76,7 +185,7 @@ def embed_norm(
 
 
 @kernel
-def softmax(counter, x: Rows, y: int, rows: int, width: int, logarithm: int, step: int, like: Real):
+def softmax(counter, x: Rows, y: Address, rows: int, width: int, logarithm: int, step: int, like: Real):
     """y = softmax(x) of rows, or its logarithm."""
     one = cast(1.0, like)
     while True:
@@ -100,7 +209,7 @@ def softmax(counter, x: Rows, y: int, rows: int, width: int, logarithm: int, ste
 
 
 @kernel
-def glu(counter, x: Rows, y: int, rows: int, half: int, step: int, like: Real):
+def glu(counter, x: Rows, y: Address, rows: int, half: int, step: int, like: Real):
     """y = a sigmoid(b), for the halves a and b of each row."""
     while True:
         begin = next_task(counter) * step

@@ -68,23 +68,36 @@ def _call(typing: Any, function: Any, arguments: Any) -> Any:
 
 
 @njit(parallel=True, nogil=True, error_model="numpy")
-def _run(threads, function, arguments):
-    for _ in prange(threads):
-        _call(function, arguments.ctypes.data)
+def _run(calls, words):
+    for i in range(calls.shape[0]):
+        function, arguments = calls[i, 1], words.ctypes.data + 8 * calls[i, 2]
+        if calls[i, 0] == 1:
+            _call(function, arguments)
+        else:
+            for _ in prange(calls[i, 0]):
+                _call(function, arguments)
 
 
-def spread(threads: int, function: int, arguments: np.ndarray) -> None:
-    """Runs the C function at an address in so many threads, all with the same arguments (1-D, int64)."""
+def run(threads: int, calls: np.ndarray, words: np.ndarray) -> None:
+    """Runs C functions, one after the other.
+
+    Args:
+        threads: the most that one of them takes.
+        calls: (n, 3), int64: of each its threads, its address, and where its arguments begin among the words.
+        words: 1-D, int64.
+    """
     if threads == 1 or _forked:
-        _FUNCTION(function)(arguments.__array_interface__["data"][0])
+        start = words.__array_interface__["data"][0]
+        for _, function, first in calls.tolist():
+            _FUNCTION(function)(start + 8 * first)
         return
     if not _launched:
         launch()
     if _turn is None and threads == numba.config.NUMBA_NUM_THREADS:
-        _run(threads, function, arguments)
+        _run(calls, words)
         return
     with _turn or nullcontext(), _pool_of(threads):
-        _run(threads, function, arguments)
+        _run(calls, words)
 
 
 @contextmanager
@@ -105,7 +118,7 @@ def launch(ahead: bool = False) -> bool:
         if _launched:
             return False
         _start_pool()
-        fresh = compiled(_run, "run", ((types.int64, types.int64, types.int64[::1]),), ahead)
+        fresh = compiled(_run, "run", ((types.int64[:, ::1], types.int64[::1]),), ahead)
         _turn = threading.Lock() if numba.threading_layer() == "workqueue" else None
         _launched = True
         return fresh

@@ -177,6 +177,10 @@ def _each(operation: str, steps: int) -> Callable[[Call, Array], Iterator[Step]]
     return formula
 
 
+def _add(call: Call, y: Array) -> Iterator[Step]:
+    yield _step("add", y, call["x"], call["y"], elements=y.size)
+
+
 def _linear(call: Call, y: Array) -> Iterator[Step]:
     """K products for each of the N results of each row; the bias, the activation, the scale and the residual each one
     for each result.
@@ -325,6 +329,7 @@ def _resize(call: Call, y: Array) -> Iterator[Step]:
 FORMULAS: dict[str, Callable[[Call, Any], Iterator[Step]]] = {
     **{name: _each(name, 1) for name in (*ACTIVATIONS.values(), "softplus")},
     "activation": _activation,
+    "add": _add,
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "attention": _attention,
     "batch_norm": _batch_norm,

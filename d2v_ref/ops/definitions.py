@@ -129,6 +129,10 @@ class Ops:
         """x where the mask is True, else y, whatever the other is: also NaN.  All broadcast; x or y may be a number."""
         return np.where(mask, x, y)
 
+    def add(self, x: Array, y: Array) -> Array:
+        """x + y, which broadcast together."""
+        return x + y
+
     # ---- activations, element by element -----------------------------------------------------------------------------
 
     def activation(self, name: str, x: Array) -> Array:

@@ -20,6 +20,7 @@ from d2v_backends.cupy.graphs import ALIGNED, CudaRecorder, Graph, Graphs, Piece
 from standin import Array, Namespace, Recorder, StandIn, allocating
 
 from d2v_ref.errors import BackendError
+from d2v_ref.nn import Linear
 
 DEVICE = StandIn("float32")
 sizes = st.lists(st.tuples(st.integers(0, 2000), st.booleans()), max_size=40)
@@ -189,6 +190,20 @@ def test_what_belongs_to_a_model_goes_with_it() -> None:
     assert not graphs.graphs
     assert not graphs.seen
     assert graphs.bytes() == 0
+
+
+def test_a_weight_that_is_replaced_counts() -> None:
+    """A graph reads the memory of the weights that were there, so that a new one is captured."""
+    model, graphs = Model(), Graphs(Recorder())
+    for _ in range(3):
+        graphs(model.compute, inputs(0), {"add": 1.0})
+    layer = Linear(4, 4)
+    assert layer.parameters() == ("weight", "bias")
+    layer.weight = np.ones((4, 4), np.float32)  # anybody's
+    model.weight = DEVICE.upload(np.ones(4, np.float32))
+    for _ in range(3):
+        out = graphs(model.compute, inputs(0), {"add": 1.0})
+        np.testing.assert_allclose(numbers(out)[1], inputs(0))
 
 
 def test_a_constant_lives_as_long_as_the_graph_that_reads_it() -> None:
