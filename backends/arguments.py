@@ -30,10 +30,15 @@ def changed(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value) if hasattr(value, "shape") and not isinstance(value, np.generic) else value
 
 
-def inputs_of(value: Any) -> Iterator[np.ndarray]:
-    """The NumPy arrays of arguments, in order."""
+def leaves_of(value: Any) -> Iterator[Any]:
+    """What is in dictionaries, lists and tuples and is none of these, in order."""
     if isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from inputs_of(item)
-    elif isinstance(value, np.ndarray):
+            yield from leaves_of(item)
+    else:
         yield value
+
+
+def inputs_of(value: Any) -> Iterator[np.ndarray]:
+    """The NumPy arrays of arguments, in order."""
+    return (leaf for leaf in leaves_of(value) if isinstance(leaf, np.ndarray))

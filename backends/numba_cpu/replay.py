@@ -23,7 +23,7 @@ import numpy as np
 
 from d2v_ref.nn import Module
 
-from ..arguments import changed, inputs_of, signature
+from ..arguments import changed, inputs_of, leaves_of, signature
 from .compiling import Call, address_of, keep, recordings
 from .operands import LINE, aligned, for_long
 from .threads import run
@@ -122,17 +122,17 @@ class Recording:
         """The program, or None if not all that the pass returns was made by its calls."""
         results: dict[int, tuple[Region, Result]] = {}  # by the array's identity
         memory: list[Region] = []
-        for x in inputs_of(out):
-            region = self._region(address_of(x)) if x.size else None
+        for x in leaves_of(out):
+            if x is None:
+                continue
+            region = self._region(address_of(x)) if isinstance(x, np.ndarray) and x.size else None
             if region is None or region in self.inputs or region.first < 0 or min(x.strides, default=0) < 0:
                 return None
             if region not in memory:
                 memory.append(region)
             place = address_of(x) - region.start
             results[id(x)] = region, Result(memory.index(region), place, x.shape, x.dtype, x.strides)
-        if self.foreign:
-            return None
-        return Program(self, changed(out, lambda x: results[id(x)][1]), memory, held)
+        return None if self.foreign else Program(self, changed(out, lambda x: results[id(x)][1]), memory, held)
 
 
 def planned(regions: list[Region]) -> tuple[dict[Region, int], int]:
