@@ -281,6 +281,34 @@ def test_after_warmup_no_model_compiles_anything(warm: Path) -> None:
     assert kernels(warm) == before
 
 
+def test_what_is_on_the_disk_is_loaded_with_the_operations(warm: Path) -> None:
+    """Before there is a model, so that LLVM's memory can be given back, and it still compiles."""
+    code = """
+    from numba import njit
+    from d2v_backends.numba_cpu import NumbaOps
+    from d2v_backends.numba_cpu.compiling import Kernel
+
+    NumbaOps("float32")
+    assert all("f" * kernel.likes in kernel.addresses for kernel in Kernel.made.values())
+    assert njit(lambda x: x + 1)(1) == 2
+    """
+    assert python(code, warm).stderr == ""
+
+
+def test_nothing_is_compiled_before_it_is_needed(tmp_path: Path) -> None:
+    code = """
+    from d2v_backends.numba_cpu import NumbaOps
+    from d2v_backends.numba_cpu.compiling import Kernel
+
+    NumbaOps("float32")
+    assert not any(kernel.addresses for kernel in Kernel.made.values())
+    """
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    assert python(code, folder).stderr == ""
+    assert not kernels(folder)
+
+
 @pytest.mark.parametrize("dtype", numba_cpu.NumbaOps.dtypes)
 def test_warmup_knows_every_kernel_that_a_model_calls(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where this processor can't compute in the dtype: nothing is compiled here, and nothing computed."""

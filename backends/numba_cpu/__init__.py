@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from operator import is_
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from d2v_ref.ops.definitions import (
     check_linear,
 )
 
-from . import cache, convolutions, products
+from . import cache, convolutions, products, system
 from .compiling import Kernel, keep, recordings
 from .elementwise import CODES
 from .operands import address, aligned, empty, form, own, rows_of, spread_of
@@ -62,20 +62,29 @@ class NumbaOps(RowOps):
             hint = "Ask for float32"
             raise BackendError("bfloat16 needs AVX512_BF16", got=TARGET.name, expected="avx512 with bf16", hint=hint)
         super().__init__("float32" if self.paired else dtype, threads)
+        loaded = [kernel.load(likes) for kernel, likes in self._every(dtype)]
+        if any(loaded):
+            system.give_back_llvm()
         self._own = threading.local()  # of each Python thread
         self._tables: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
         self.replays = Replays(lambda weight: weight.panels if isinstance(weight, Packed) else weight)
 
     @classmethod
     def kernels(cls, dtype: str) -> Kernels:
-        letter = np.dtype("float32" if dtype == "bfloat16" else dtype).char
         compilers: dict[str, Callable[[], bool]] = {"run": partial(launch, ahead=True)}
-        for kernel in Kernel.made.values():
-            # In bfloat16, what has no whole pairs is computed in float32.
-            pairs = [np.dtype(np.int32).char + letter] if dtype == "bfloat16" and kernel.likes == 2 else []
-            for likes in (*pairs, letter * kernel.likes):
-                compilers[f"{kernel.name}-{likes}"] = partial(kernel.compile, likes, ahead=True)
+        compilers |= {
+            f"{kernel.name}-{likes}": partial(kernel.compile, likes, ahead=True) for kernel, likes in cls._every(dtype)
+        }
         return Kernels(cache.folder(), compilers)
+
+    @classmethod
+    def _every(cls, dtype: str) -> Iterator[tuple[Kernel, str]]:
+        """Every kernel, and the types that it is compiled for to compute in a dtype."""
+        letter = np.dtype("float32" if dtype == "bfloat16" else dtype).char
+        for kernel in Kernel.made.values():
+            if dtype == "bfloat16" and kernel.likes == 2:
+                yield kernel, np.dtype(np.int32).char + letter
+            yield kernel, letter * kernel.likes  # in bfloat16, too: what has no whole pairs is computed in float32
 
     # ---- weights -----------------------------------------------------------------------------------------------------
 

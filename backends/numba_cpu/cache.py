@@ -53,6 +53,15 @@ def folder() -> Path:
     return cache_root() / "kernels" / KEY
 
 
+def kept(name: str) -> bool:
+    """Whether a kernel of this name is on the disk."""
+    return _file(name).is_file()
+
+
+def _file(name: str) -> Path:
+    return folder() / f"{name}.kernel"
+
+
 def compiled(function: Any, name: str, signature: tuple[Any, ...] = (), ahead: bool = False) -> bool:
     """Has a dispatcher or a C function of Numba's compile itself, or reads it from the disk.
 
@@ -80,7 +89,7 @@ class Stored:
 
     def __init__(self, name: str, ahead: bool) -> None:
         self.name, self.ahead, self.found = name, ahead, False
-        self.path = folder() / f"{name}.kernel"
+        self.path = _file(name)
         self.busy = ExitStack()
 
     def load_overload(self, signature: Any, context: Any) -> Any:

@@ -22,7 +22,7 @@ from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
-from .cache import compiled
+from .cache import compiled, kept
 from .threads import run
 
 KEPT = 64  # forms of operands that calls are kept ready for
@@ -122,6 +122,10 @@ class Kernel:
             self.functions[likes] = function  # which owns the code
             self.addresses[likes] = function.address
             return fresh
+
+    def load(self, likes: str) -> bool:
+        """Has it ready for these types if it is on the disk; returns whether it was read now."""
+        return likes not in self.addresses and kept(f"{self.name}-{likes}") and not self.compile(likes)
 
     def _function(self, likes: str) -> Any:
         """The body as a function of the array of arguments alone."""

@@ -66,21 +66,24 @@ def distance(x: np.ndarray) -> int:
 
 def aligned(count: int, dtype: np.dtype) -> np.ndarray:
     """So many numbers that begin at a cache line, not set."""
-    if recordings.now is not None:
-        return recordings.now.empty((count,), dtype)
+    return _aligned(count, dtype) if recordings.now is None else recordings.now.empty((count,), dtype)
+
+
+def _aligned(count: int, dtype: np.dtype) -> np.ndarray:
     memory = np.empty(count * dtype.itemsize + LINE, np.uint8)
     skip = -address_of(memory) % LINE
     return memory[skip : skip + count * dtype.itemsize].view(dtype)
 
 
 def for_long(count: int, dtype: np.dtype) -> np.ndarray:
-    """As ``aligned``, for what is read again and again: in pages of 2 MB as far as it fills them, where Linux has them.
+    """As ``aligned``, in memory of its own that is the system's again with the array, if it is large.
 
-    A product that goes through its weights once meets a new page at every step, and waits for its address.
+    In pages of 2 MB as far as it fills them, where Linux has them, for what is read again and again: a product that
+    goes through its weights once meets a new page at every step, and waits for its address.
     """
     size = count * dtype.itemsize
     if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return aligned(count, dtype)
+        return _aligned(count, dtype)
     memory = mmap.mmap(-1, size + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     begin = -address_of(np.frombuffer(memory, np.uint8)) % HUGE
     with suppress(OSError):  # a system without them

@@ -26,6 +26,7 @@ from d2v_ref.nn import Module
 from ..arguments import changed, inputs_of, leaves_of, signature
 from .compiling import Call, address_of, keep, recordings
 from .operands import LINE, aligned, for_long
+from .system import give_back_heap
 from .threads import run
 
 Array = Any
@@ -52,9 +53,8 @@ class Piece:
     """The memory of one array while a pass is recorded; it lasts as long as the last array that lies in it."""
 
     def __init__(self, live: dict[int, Region], size: int) -> None:
-        self.memory = np.empty(size + LINE, np.uint8)
-        start = address_of(self.memory)
-        self.region = Region(start + -start % LINE, size)
+        self.memory = for_long(size, np.dtype(np.uint8))
+        self.region = Region(address_of(self.memory), size)
         where = (self.region.start, False)  # not read only
         self.__array_interface__ = {"version": 3, "shape": (size,), "typestr": "|u1", "data": where}
         self.live = live
@@ -188,6 +188,19 @@ class Program:
         return changed(self.out, lambda x: np.ndarray(x.shape, x.dtype, made[x.number], x.offset, x.strides))
 
 
+class _Apart:
+    """Gives each array, or a copy where an earlier one lies in the same memory: an address has to tell which it is."""
+
+    def __init__(self) -> None:
+        self.given: list[np.ndarray] = []
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if any(np.may_share_memory(x, other) for other in self.given):
+            x = x.copy()
+        self.given.append(x)
+        return x
+
+
 class Replays:
     """The programs of the models that have computed with some operations.
 
@@ -226,7 +239,8 @@ class Replays:
 
     def _recorded(self, owner: Module, function: Callable[..., Any], args: Any) -> tuple[Any, Program | None]:
         """Computes, and makes a program of it if that can be."""
-        args = changed(args, np.array)  # so that no two lie in the same memory
+        give_back_heap()  # of the plain pass; from now on there is an arena
+        args = changed(args, _Apart())
         held, inputs = list(self._weights(owner)), list(inputs_of(args))
         recording = Recording(inputs, held)
         recordings.now = recording

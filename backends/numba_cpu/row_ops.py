@@ -67,8 +67,8 @@ class RowOps(Ops):
         shape = np.broadcast_shapes(*(np.shape(one) for one in (mask, x, y)))
         if len(shape) > 4:
             return super().where(mask, x, y)
-        numbers = [one if isinstance(one, int | float) else 0.0 for one in (x, y)]
-        x, y = (None if isinstance(one, int | float) else one for one in (x, y))
+        numbers = [0.0 if isinstance(one, np.ndarray) else float(one) for one in (x, y)]
+        x, y = (one if isinstance(one, np.ndarray) else None for one in (x, y))
         mask = spread_of("where", mask, shape, np.dtype(bool))
         x, y = (spread_of("where", one, shape, self.dtype) for one in (x, y))
         out = empty(shape, self.dtype)

@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 
 from d2v_ref.errors import BackendError
 
+from . import system
 from .cache import compiled
 
 VARIABLE = "D2V_NUM_THREADS"
@@ -121,6 +122,7 @@ def launch(ahead: bool = False) -> bool:
         fresh = compiled(_run, "run", ((types.int64[:, ::1], types.int64[::1]),), ahead)
         _turn = threading.Lock() if numba.threading_layer() == "workqueue" else None
         _launched = True
+        system.give_back_llvm()
         return fresh
 
 

@@ -27,7 +27,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Peak:
-    """The most bytes that a process had in memory: before it loaded the model, and in all."""
+    """The bytes that a process had in memory before it loaded the model, and the most that it had in all."""
 
     before: int
     peak: int
@@ -73,20 +73,23 @@ def peak(case: Case, engine: Ours, folder: Path) -> Peak:
     import scipy.special  # noqa: F401 - as a part of what was there before
 
     get_ops(engine.backend, engine.dtype)
-    given, before = case.given(), high_water()
+    given, before = case.given(), resident("VmRSS")
     model = _load(case, engine, folder)
     for _ in range(RUNS):
         model(given)
-    return Peak(before, high_water())
+    return Peak(before, resident("VmHWM"))
 
 
 def _load(case: Case, engine: Ours, folder: Path) -> Any:
     return case.cls.from_pretrained(folder, backend=engine.backend, dtype=engine.dtype)
 
 
-def high_water() -> int:
-    """The most memory that this process has had, in bytes.  (getrusage tells its parent's too.)"""
-    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))
+def resident(what: str) -> int:
+    """The memory that this process has ("VmRSS"), or the most that it has had ("VmHWM"), in bytes.
+
+    (getrusage tells its parent's too.)
+    """
+    found = re.search(rf"{what}:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))
     if found is None:
-        raise BackendError("peak memory can't be measured here", got=f"no VmHWM in {STATUS}", expected="Linux")
+        raise BackendError("peak memory can't be measured here", got=f"no {what} in {STATUS}", expected="Linux")
     return int(found.group(1)) * 1024
