@@ -327,7 +327,7 @@ def test_each_module_alone_shows_every_fault(ours: bool, bundle: Path, checkpoin
 
 
 def test_a_module_alone_has_a_tolerance_of_its_own(bundle: Path) -> None:
-    """Nothing is inherited: deep in the model it is less than half of the tolerance of a whole run."""
+    """Nothing is inherited: deep in the model it is far below the tolerance of a whole run."""
     taps = {tap["name"]: tap for tap in golden.read_bundle(bundle).manifest["taps"]}
     alone = {name: tap["alone"] for name, tap in taps.items() if "alone" in tap}
     assert {taps[name]["module"] for name in alone} == {"Linear", "LayerNorm", "Activation", "Embedding"}
@@ -337,7 +337,7 @@ def test_a_module_alone_has_a_tolerance_of_its_own(bundle: Path) -> None:
         assert own.keys() == allowed.keys()
         assert all(0 < own[form] <= 1.5 * allowed[form] for form in own), name
     last = taps["data2vec_text.encoder.layer.1.output.LayerNorm"]
-    assert last["alone"]["float32"] < 0.5 * last["tolerances"]["float32"]
+    assert last["alone"]["float32"] < 0.3 * last["tolerances"]["float32"]
 
 
 def test_isolation_of_audio_and_of_a_cache(tmp_path: Path) -> None:

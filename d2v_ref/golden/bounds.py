@@ -44,7 +44,6 @@ FORMATS = {
     "bfloat16": Format(2.0**-8, 2.0**-126, True, 4),
 }
 _PIECE = 1 << 22  # numbers of a weight that are converted at a time
-_HIDING = 1e30  # what is larger is a format's lowest number, which hides a score from the softmax and does not round
 LOSSES = ("loss", "#loss", "objective")  # the names of those that are computed of the logits, by no operation
 
 RULE = (
@@ -136,12 +135,6 @@ class RoundingProbe(Exact):
     def asarray(self, x: Any) -> Array:
         y = super().asarray(x)
         return self._stored(y) if y.dtype.kind == "f" else y
-
-    def add(self, x: Array, y: Array) -> Array:
-        y, size = super().add(x, y), super().add(np.abs(x), np.abs(y))
-        hides = size >= _HIDING
-        near = self._stored(np.where(hides, 0, y) + self._off(np.where(hides, 0, size)))
-        return np.where(hides, y, near)
 
     def embedding(self, ids: np.ndarray, weight: Array) -> Array:
         return self._stored(super().embedding(ids, weight))
@@ -254,7 +247,7 @@ class RoundingProbe(Exact):
         """A random error of attention's scores."""
         head_size = q.shape[-1] // heads
         q, k = self.split_heads(q, heads) * head_size**-0.5, self.split_heads(k, heads).swapaxes(-1, -2)
-        shown = None if bias is None else np.where(np.abs(bias) < _HIDING, bias, 0)
+        shown = None if bias is None else np.where(np.abs(bias) < 1e30, bias, 0)  # the lowest number hides a score
         if not self.format.stored:
             size = np.abs(q) @ np.abs(k)
             return self._off(size if shown is None else size + np.abs(shown), head_size + 2)
