@@ -18,7 +18,7 @@ pytest.importorskip("numba", reason="backend numba needs the package numba")
 import text_models
 from backends_here import ops_of
 from d2v_backends.numba_cpu import NumbaOps, replay
-from d2v_backends.numba_cpu.compiling import KEPT, recordings
+from d2v_backends.numba_cpu.compiling import KEPT, tracing
 from d2v_backends.numba_cpu.replay import POISON, Program, Region, planned
 from model_cases import cases, wide_case
 
@@ -153,6 +153,21 @@ def test_a_weight_that_is_replaced_counts() -> None:
     assert bits(bound(**inputs)) == first
 
 
+def test_a_setting_and_layers_that_are_replaced_count() -> None:
+    model, inputs = wide_case(TEXT, "float32")
+    bound = model.with_ops(ops_of("numba", "float32"))
+    seen = [bits(bound(**inputs)) for _ in range(3)][-1:]
+    for change in ("eps", "layer"):
+        if change == "eps":
+            bound.encoder.layer[0].output.LayerNorm.eps = 0.5
+        else:
+            bound.encoder.layer = bound.encoder.layer[:1]
+        found = [bits(bound(**inputs)) for _ in range(4)]
+        assert all(got == found[0] for got in found)
+        assert found[0] not in seen
+        seen.append(found[0])
+
+
 def test_weights_are_freed_when_their_model_is() -> None:
     model, inputs = wide_case(TEXT, "float32")
     bound = model.with_ops(ops := ops_of("numba", "float32"))
@@ -216,7 +231,7 @@ def test_a_pass_that_numpy_has_a_part_in_is_computed_each_time(kind: str) -> Non
         x = random.standard_normal((5, 24), np.float32)
         assert bits(part(x)) == bits(part.compute(x))
     assert not programs(part.ops)
-    assert recordings.now is None
+    assert tracing.now is None
 
 
 @pytest.mark.parametrize("layout", ["whole", "rows apart", "transposed", "read only"])
@@ -237,7 +252,7 @@ def test_an_error_is_raised_each_time_and_leaves_nothing_behind() -> None:
     for _ in range(4):
         with pytest.raises(Exception, match="the last axis does not fit the weight"):
             part(np.ones((5, 23), np.float32))
-        assert recordings.now is None
+        assert tracing.now is None
     assert not programs(part.ops)
 
 

@@ -25,7 +25,7 @@ from d2v_ref.ops.definitions import (
 )
 
 from . import cache, convolutions, products, system
-from .compiling import Kernel, keep, recordings
+from .compiling import Kernel, keep, tracing
 from .elementwise import CODES
 from .operands import address, aligned, empty, form, own, rows_of, spread_of
 from .packing import Packed, release
@@ -181,9 +181,9 @@ class NumbaOps(RowOps):
 
     def scratch(self, count: int) -> int:
         """The address of room for so many numbers, which stays with the calling thread until it needs more."""
-        if recordings.now is not None:
-            recordings.now.scratch = aligned(count, self.dtype)  # until the next call, at least
-            return address(recordings.now.scratch)
+        if tracing.now is not None:
+            tracing.now.scratch = aligned(count, self.dtype)  # until the next call, at least
+            return address(tracing.now.scratch)
         memory = getattr(self._own, "memory", None)
         if memory is None or memory.size < count:
             memory = self._own.memory = aligned(count, self.dtype)

@@ -50,13 +50,13 @@ def address_of(x: np.ndarray) -> int:
         return x.__array_interface__["data"][0]
 
 
-class Recordings(threading.local):
+class Tracing(threading.local):
     """``now``: what is told of every call that this Python thread makes, and gives it memory; None: nobody."""
 
     now: Any = None
 
 
-recordings = Recordings()
+tracing = Tracing()
 
 
 class Real:
@@ -183,8 +183,8 @@ class Call:
         words = self.words.copy()
         for place, word in zip(self.places, later, strict=True):
             words[place] = word
-        if recordings.now is not None:
-            recordings.now.add(self, words)
+        if tracing.now is not None:
+            tracing.now.add(self, words)
         run(self.threads, self.calls, words)
 
 

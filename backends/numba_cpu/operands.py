@@ -12,7 +12,7 @@ import numpy as np
 
 from d2v_ref.errors import InputError
 
-from .compiling import address_of, recordings
+from .compiling import address_of, tracing
 
 PAGE, PADDING, LINE, HUGE = 4096, 192, 64, 1 << 21  # bytes
 
@@ -66,7 +66,7 @@ def distance(x: np.ndarray) -> int:
 
 def aligned(count: int, dtype: np.dtype) -> np.ndarray:
     """So many numbers that begin at a cache line, not set."""
-    return _aligned(count, dtype) if recordings.now is None else recordings.now.empty((count,), dtype)
+    return _aligned(count, dtype) if tracing.now is None else tracing.now.empty((count,), dtype)
 
 
 def _aligned(count: int, dtype: np.dtype) -> np.ndarray:
@@ -98,7 +98,7 @@ def form(x: Any) -> tuple[Any, ...] | None:
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Room for numbers that a kernel will write, not set."""
-    return np.empty(shape, dtype) if recordings.now is None else recordings.now.empty(shape, dtype)
+    return np.empty(shape, dtype) if tracing.now is None else tracing.now.empty(shape, dtype)
 
 
 def result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

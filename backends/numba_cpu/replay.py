@@ -24,7 +24,7 @@ import numpy as np
 from d2v_ref.nn import Module
 
 from ..arguments import changed, inputs_of, leaves_of, signature
-from .compiling import Call, address_of, keep, recordings
+from .compiling import Call, address_of, keep, tracing
 from .operands import LINE, aligned, for_long
 from .system import give_back_heap
 from .threads import run
@@ -75,7 +75,7 @@ class Result:
     strides: tuple[int, ...]
 
 
-class Recording:
+class Trace:
     """What a pass does, while it does it.
 
     Args:
@@ -156,25 +156,25 @@ def planned(regions: list[Region]) -> tuple[dict[Region, int], int]:
 class Program:
     """The calls of a pass; ``program(arena, inputs)`` makes them again and returns what the pass returns."""
 
-    def __init__(self, recording: Recording, out: Any, results: list[Region], held: Any) -> None:
+    def __init__(self, trace: Trace, out: Any, results: list[Region], held: Any) -> None:
         self.out, self.held = out, held  # the weights, whose memory the calls read
         self.results = [region.size for region in results]
-        own = {region for _, _, region, _ in recording.uses} - {*results, *recording.inputs}
+        own = {region for _, _, region, _ in trace.uses} - {*results, *trace.inputs}
         places, self.size = planned(list(own))
-        starts = np.cumsum([0, *(-(-words.size // CLEAR) * CLEAR for _, _, words in recording.calls)])
+        starts = np.cumsum([0, *(-(-words.size // CLEAR) * CLEAR for _, _, words in trace.calls)])
         self.words = aligned(int(starts[-1]), np.dtype(np.int64))
         self.words[:] = 0
-        for (_, _, words), start in zip(recording.calls, starts, strict=False):
+        for (_, _, words), start in zip(trace.calls, starts, strict=False):
             self.words[start : start + words.size] = words
         self.calls = np.array(
-            [(threads, function, start) for (threads, function, _), start in zip(recording.calls, starts, strict=False)]
+            [(threads, function, start) for (threads, function, _), start in zip(trace.calls, starts, strict=False)]
         ).reshape(-1, 3)
-        self.threads = max((threads for threads, _, _ in recording.calls), default=1)
+        self.threads = max((threads for threads, _, _ in trace.calls), default=1)
         # Base 0 is the arena, those after it the inputs, and then the results.
-        bases = {region: i for i, region in enumerate([*recording.inputs, *results], 1)}
+        bases = {region: i for i, region in enumerate([*trace.inputs, *results], 1)}
         table = [
             (starts[call] + place, bases.get(region, 0), offset + places.get(region, 0))
-            for call, place, region, offset in recording.uses
+            for call, place, region, offset in trace.uses
         ]
         self.places, self.bases, self.offsets = np.array(table).reshape(-1, 3).T.copy()
 
@@ -242,13 +242,13 @@ class Replays:
         give_back_heap()  # of the plain pass; from now on there is an arena
         args = changed(args, _Apart())
         held, inputs = list(self._weights(owner)), list(inputs_of(args))
-        recording = Recording(inputs, held)
-        recordings.now = recording
+        trace = Trace(inputs, held)
+        tracing.now = trace
         try:
             out = function(*args)
         finally:
-            recordings.now = None
-        program = recording.finished(out, held)
+            tracing.now = None
+        program = trace.finished(out, held)
         if program is None or program.size > MOST:
             return out, None
         again = self._run(program, inputs, poisoned=True)

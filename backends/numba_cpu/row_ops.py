@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import is_
 from typing import Any
 
@@ -36,6 +37,10 @@ class RowOps(Ops):
         """How many threads, and rows of a task, for this many numbers."""
         return 1 if x.size < SMALL else self.threads, max(1, rows.TASK // max(x.shape[-1], 1))
 
+    def _four(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape of up to four axes, as kernels take it."""
+        return (*(1,) * (4 - len(shape)), *shape)
+
     def _apart(self, x: Any, full: tuple[int, ...]) -> tuple[int, ...]:
         """An operand that broadcasts to four axes, as kernels take it."""
         return address(x), *strides_of(x, full)
@@ -43,7 +48,7 @@ class RowOps(Ops):
     def _copy(self, x: np.ndarray, y: np.ndarray) -> None:
         """y = x, of the same shape of up to four axes."""
         if y.size:
-            full = (*(1,) * (4 - y.ndim), *y.shape)
+            full = self._four(y.shape)
             threads, step = self._split(y)
             rows.copy(threads, self._apart(x, full), self._apart(y, full), full, step, self.like)
 
@@ -73,7 +78,7 @@ class RowOps(Ops):
         x, y = (spread_of("where", one, shape, self.dtype) for one in (x, y))
         out = empty(shape, self.dtype)
         if out.size:
-            full = (*(1,) * (4 - out.ndim), *shape)
+            full = self._four(shape)
             threads, step = self._split(out)
             apart = [self._apart(one, full) for one in (mask, x, y)]
             rows.where(
@@ -88,7 +93,7 @@ class RowOps(Ops):
         x, y = (spread_of("add", one, shape, self.dtype) for one in (x, y))
         out = empty(shape, self.dtype)
         if out.size:
-            full = (*(1,) * (4 - out.ndim), *shape)
+            full = self._four(shape)
             threads, step = self._split(out)
             rows.add(threads, self._apart(x, full), self._apart(y, full), address(out), full, step, self.like)
         return out
@@ -108,54 +113,6 @@ class RowOps(Ops):
             threads = 1 if y.size < SMALL else self.threads
             rows.activation(threads, CODES[name], address(y), y.size, self.like)
         return y
-
-    def gelu(self, x: Array) -> Array:
-        return self._activation("gelu", x)
-
-    def gelu_10(self, x: Array) -> Array:
-        return self._activation("gelu_10", x)
-
-    def gelu_tanh(self, x: Array) -> Array:
-        return self._activation("gelu_tanh", x)
-
-    def gelu_fast(self, x: Array) -> Array:
-        return self._activation("gelu_fast", x)
-
-    def quick_gelu(self, x: Array) -> Array:
-        return self._activation("quick_gelu", x)
-
-    def sigmoid(self, x: Array) -> Array:
-        return self._activation("sigmoid", x)
-
-    def silu(self, x: Array) -> Array:
-        return self._activation("silu", x)
-
-    def sqrtsoftplus(self, x: Array) -> Array:
-        return self._activation("sqrtsoftplus", x)
-
-    def mish(self, x: Array) -> Array:
-        return self._activation("mish", x)
-
-    def tanh(self, x: Array) -> Array:
-        return self._activation("tanh", x)
-
-    def relu(self, x: Array) -> Array:
-        return self._activation("relu", x)
-
-    def relu2(self, x: Array) -> Array:
-        return self._activation("relu2", x)
-
-    def relu6(self, x: Array) -> Array:
-        return self._activation("relu6", x)
-
-    def leaky_relu(self, x: Array) -> Array:
-        return self._activation("leaky_relu", x)
-
-    def hardswish(self, x: Array) -> Array:
-        return self._activation("hardswish", x)
-
-    def laplace(self, x: Array) -> Array:
-        return self._activation("laplace", x)
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         key = "layer_norm", form(x), form(weight), form(bias), eps
@@ -223,3 +180,15 @@ class RowOps(Ops):
             threads, step = self._split(y)
             rows.glu(threads, (address(x), distance(x)), address(y), count(y.shape), half, step, self.like)
         return y
+
+
+def _elementwise(name: str) -> Callable[[RowOps, Array], Array]:
+    def operation(self: RowOps, x: Array) -> Array:
+        return self._activation(name, x)
+
+    return operation
+
+
+for _name in CODES:
+    if _name != "identity":
+        setattr(RowOps, _name, _elementwise(_name))

@@ -7,6 +7,7 @@ NUMBA_ENABLE_CUDASIM=1 in the environment the same kernels run without a card, i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,57 +95,6 @@ class NumbaCudaOps(Ops):
         y = DeviceArray.empty(x.shape, self.dtype)
         launch.over(elementwise.activation, y.size, CODES[name], self._own(name, x).reshape(-1).values(), y.flat)
         return y
-
-    def gelu(self, x: Array) -> Array:
-        return self._activation("gelu", x)
-
-    def gelu_10(self, x: Array) -> Array:
-        return self._activation("gelu_10", x)
-
-    def gelu_tanh(self, x: Array) -> Array:
-        return self._activation("gelu_tanh", x)
-
-    def gelu_fast(self, x: Array) -> Array:
-        return self._activation("gelu_fast", x)
-
-    def quick_gelu(self, x: Array) -> Array:
-        return self._activation("quick_gelu", x)
-
-    def sigmoid(self, x: Array) -> Array:
-        return self._activation("sigmoid", x)
-
-    def silu(self, x: Array) -> Array:
-        return self._activation("silu", x)
-
-    def softplus(self, x: Array) -> Array:
-        return self._activation("softplus", x)
-
-    def sqrtsoftplus(self, x: Array) -> Array:
-        return self._activation("sqrtsoftplus", x)
-
-    def mish(self, x: Array) -> Array:
-        return self._activation("mish", x)
-
-    def tanh(self, x: Array) -> Array:
-        return self._activation("tanh", x)
-
-    def relu(self, x: Array) -> Array:
-        return self._activation("relu", x)
-
-    def relu2(self, x: Array) -> Array:
-        return self._activation("relu2", x)
-
-    def relu6(self, x: Array) -> Array:
-        return self._activation("relu6", x)
-
-    def leaky_relu(self, x: Array) -> Array:
-        return self._activation("leaky_relu", x)
-
-    def hardswish(self, x: Array) -> Array:
-        return self._activation("hardswish", x)
-
-    def laplace(self, x: Array) -> Array:
-        return self._activation("laplace", x)
 
     def glu(self, x: Array) -> Array:
         check_glu(x)
@@ -362,3 +312,15 @@ class NumbaCudaOps(Ops):
             return DeviceArray.empty((0,), dtype).flat, (0,) * 5
         x = self._own("attention", x, dtype).broadcast_to(full)
         return x.flat, (x.start, *x.strides)
+
+
+def _elementwise(name: str) -> Callable[[NumbaCudaOps, Array], Array]:
+    def operation(self: NumbaCudaOps, x: Array) -> Array:
+        return self._activation(name, x)
+
+    return operation
+
+
+for _name in CODES:
+    if _name != "identity":
+        setattr(NumbaCudaOps, _name, _elementwise(_name))

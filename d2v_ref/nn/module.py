@@ -86,11 +86,11 @@ class Module:
     ops: Ops
     channels_first = False  # whether Hugging Face's output is (B, C, ...), where this one's is (B, ..., C)
     takes_channels_first: bool | None = None  # the same of what it is given; None if it is so of both
-    changes = 0  # how many weights of all models were replaced: what a backend has recorded before may read others
+    changes = 0  # how often a weight, a setting or a child of any module was set: what was recorded before is of others
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in self.__dict__.get("_parameters", ()):
+        if not name.startswith("_"):  # what a module keeps for itself
             Module.changes += 1
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
