@@ -4,6 +4,7 @@ end as they should, and the tables hold what was measured.  No time decides anyt
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -149,7 +150,7 @@ def nan_in_one(x: np.ndarray) -> np.ndarray:
 def test_what_is_told_of_a_case(case: Case, tmp_path: Path) -> None:
     told: list[None] = []
     engines: list[Engine] = [Ours("numpy", "float32"), Ours("numpy", "float64"), Planted(lambda x: x)]
-    found = time_case(case, engines, 1, 3, tmp_path, lambda: told.append(None))
+    found = time_case(case, engines, 1, 3, 0, tmp_path, lambda: told.append(None))
     assert len(told) == steps(3, 3)
     assert [timed.engine for timed in found.engines] == ["numpy", "numpy:float64", "planted"]
     first, exact, planted = found.engines
@@ -181,14 +182,14 @@ def test_what_is_told_of_a_case(case: Case, tmp_path: Path) -> None:
 def test_an_engine_that_computes_something_else(change: Any, dtype: str, tmp_path: Path) -> None:
     engines: list[Engine] = [Ours("numpy", "float32"), Planted(change, dtype)]
     with pytest.raises(ConformanceError, match=r"planted computes another .* than numpy"):
-        time_case(TINY["text"], engines, 1, 1, tmp_path, nothing)
+        time_case(TINY["text"], engines, 1, 1, 0, tmp_path, nothing)
 
 
 @pytest.mark.parametrize("name", ["text", "audio"])  # in vision the layers' scale hides it at this size
 def test_the_wrong_gelu_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("d2v_ref.bench.engines.get_ops", lambda backend, dtype: TanhGelu() if backend == "x" else Ops())
     with pytest.raises(ConformanceError, match="x computes another"):
-        time_case(TINY[name], [Ours("numpy", "float32"), Ours("x", "float32")], 1, 1, tmp_path, nothing)
+        time_case(TINY[name], [Ours("numpy", "float32"), Ours("x", "float32")], 1, 1, 0, tmp_path, nothing)
 
 
 def test_rounding_to_sixteen_bits_is_allowed_where_it_is_said(tmp_path: Path) -> None:
@@ -196,9 +197,9 @@ def test_rounding_to_sixteen_bits_is_allowed_where_it_is_said(tmp_path: Path) ->
         return (x.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
 
     engines: list[Engine] = [Ours("numpy", "float32"), Planted(rounded, "bfloat16")]
-    assert time_case(TINY["text"], engines, 1, 1, tmp_path, nothing).engines[1].difference > ALLOWED["float32"]
+    assert time_case(TINY["text"], engines, 1, 1, 0, tmp_path, nothing).engines[1].difference > ALLOWED["float32"]
     with pytest.raises(ConformanceError):
-        time_case(TINY["text"], [engines[0], Planted(rounded, "float32")], 1, 1, tmp_path, nothing)
+        time_case(TINY["text"], [engines[0], Planted(rounded, "float32")], 1, 1, 0, tmp_path, nothing)
 
 
 NUMBERS = arrays(np.float32, st.integers(1, 9), elements=st.floats(-1e6, 1e6, width=32))
@@ -218,7 +219,7 @@ def test_the_difference_is_relative_to_the_largest_number(x: np.ndarray, power: 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.data())
 def test_turns(engines: int, repeat: int, data: Any) -> None:
-    """Everybody runs in every turn, in one order; the first does not count, and peaks are asked for in each."""
+    """Everybody runs in every turn, and peaks are asked for after it; the first does not count."""
     done: list[str] = []
     tells = data.draw(st.lists(st.booleans(), min_size=engines, max_size=engines))
 
@@ -238,12 +239,62 @@ def test_turns(engines: int, repeat: int, data: Any) -> None:
     everybody = {name: loaded(name, peak) for name, peak in zip(names, tells, strict=True)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "PAUSE", 0.0)
-        times, peaks = in_turns(everybody, repeat, lambda: turns.append(None))
-    one_turn = [*names, *(f"peak of {name}" for name, peak in zip(names, tells, strict=True) if peak)]
-    assert done == one_turn * (repeat + 1)
+        times, peaks = in_turns(everybody, repeat, 0, lambda: turns.append(None))
+    told = [f"peak of {name}" for name, peak in zip(names, tells, strict=True) if peak]
+    for turn in range(repeat + 1):
+        of_turn = done[turn * (engines + len(told)) :][: engines + len(told)]
+        assert sorted(of_turn[:engines]) == names
+        assert of_turn[engines:] == told
+    assert len(done) == (repeat + 1) * (engines + len(told))
     assert len(turns) == repeat + 1
     assert {name: len(taken) for name, taken in times.items()} == dict.fromkeys(names, repeat)
     assert all(len(peaks[name]) == (repeat + 1) * peak for name, peak in zip(names, tells, strict=True))
+
+
+class Clock:
+    """Time that passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("least", "seconds", "turns"), [(1, 4, 8), (8, 4, 8), (9, 4, 9), (3, 0, 3), (3, 3.75, 8)])
+def test_short_cases_take_more_turns(least: int, seconds: float, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many turns as fill the seconds, never fewer than the least; progress is told of the least."""
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(timing, "PAUSE", 0.125)
+
+    def run() -> dict[str, np.ndarray]:
+        clock.sleep(0.125)
+        return {}
+
+    told: list[None] = []
+    times, _ = in_turns({"a": Loaded(run), "b": Loaded(run)}, least, seconds, lambda: told.append(None))
+    assert times == dict.fromkeys("ab", [0.125] * turns)
+    assert len(told) == 1 + least
+    assert clock.now == 0.5 * (turns + 1)
+
+
+def test_nobody_always_follows_the_same_one() -> None:
+    done: list[str] = []
+
+    def noting(name: str) -> Loaded:
+        def run() -> dict[str, np.ndarray]:
+            done.append(name)
+            return {}
+
+        return Loaded(run)
+
+    in_turns({name: noting(name) for name in "abc"}, 30, 0, nothing)
+    turns = ["".join(done[i : i + 3]) for i in range(0, len(done), 3)]
+    assert set(turns) == {"".join(order) for order in itertools.permutations("abc")}
 
 
 class Peaked(Ops):
@@ -261,7 +312,7 @@ def test_the_peak_is_that_of_the_dtype(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("d2v_ref.bench.engines.get_ops", lambda backend, dtype: made[backend](dtype))
     monkeypatch.setattr(Peaked, "told", [])
     engines: list[Engine] = [Ours("numpy", "float64"), Ours("numpy", "float32"), Ours("peaked", "float32")]
-    found = time_case(TINY["text"], engines, 1, 4, tmp_path, nothing)
+    found = time_case(TINY["text"], engines, 1, 4, 0, tmp_path, nothing)
     assert [timed.peak for timed in found.engines] == [None, *2 * [statistics.median(Peaked.told)]]
     assert len(Peaked.told) == 5
 
@@ -276,7 +327,14 @@ def test_others_take_a_share() -> None:
 
 
 def job_of(case: Case, folder: Path, *engines: str) -> dict[str, Any]:
-    return {"kind": "time", "case": case.as_dict(), "engines": engines, "repeat": 2, "folder": str(folder)}
+    return {
+        "kind": "time",
+        "case": case.as_dict(),
+        "engines": engines,
+        "repeat": 2,
+        "seconds": 0,
+        "folder": str(folder),
+    }
 
 
 def test_a_case_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -284,7 +342,7 @@ def test_a_case_in_a_process_of_its_own(tmp_path: Path) -> None:
     job = job_of(TINY["audio"], tmp_path, "numpy", "numpy:float64")
     found = Timing.from_dict(children.run("tiny", job, 1, lambda: told.append(None)))
     assert len(told) == steps(2, 2)
-    here = time_case(TINY["audio"], [Ours("numpy", "float32"), Ours("numpy", "float64")], 1, 2, tmp_path, nothing)
+    here = time_case(TINY["audio"], [Ours("numpy", "float32"), Ours("numpy", "float64")], 1, 2, 0, tmp_path, nothing)
     assert found.multiply_adds == here.multiply_adds
     assert found.engines[1].difference == pytest.approx(here.engines[1].difference)
 
@@ -294,7 +352,7 @@ def test_the_error_of_a_process_is_the_callers(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^wrong: ") as found:
         children.run("wrong", job_of(wrong, tmp_path, "numpy"), 1)
     with pytest.raises(InputError) as here:
-        time_case(wrong, [Ours("numpy", "float32")], 1, 1, tmp_path, nothing)
+        time_case(wrong, [Ours("numpy", "float32")], 1, 1, 0, tmp_path, nothing)
     assert str(found.value) == f"wrong: {here.value}"
 
 
@@ -396,7 +454,7 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 @pytest.mark.usefixtures("tiny")
 def test_the_command_prints_what_it_measured() -> None:
     engines = [word for name in ("numpy", "numpy:float64", "numpy:float16") for word in ("--engine", name)]
-    result = d2v("bench", *engines, "--repeat", "3", "--threads", "1", "--json", "all.json")
+    result = d2v("bench", *engines, "--repeat", "3", "--seconds", "0", "--threads", "1", "--json", "all.json")
     assert result.code == 0, result
     assert re.fullmatch(r"left out: numpy:float16: [^\n]+\n", result.err)
     assert "1 threads" in result.out.splitlines()[0]
@@ -433,7 +491,7 @@ def test_a_case_that_fails_does_not_keep_the_others(monkeypatch: pytest.MonkeyPa
     for i in (1, 2):
         monkeypatch.setitem(cases.CASES, f"wrong-{i}", Case(f"wrong-{i}", "Data2VecTextModel", "tiny", (1, 1000)))
     names = [word for name in ("wrong-1", "tiny-text", "wrong-2") for word in ("--case", name)]
-    result = d2v("bench", *names, "--engine", "numpy", "--repeat", "1", "--json", "all.json")
+    result = d2v("bench", *names, "--engine", "numpy", "--repeat", "1", "--seconds", "0", "--json", "all.json")
     assert result.code == 2
     assert [row["case"] for row in tables(result.out)[0]] == ["tiny-text"]
     assert re.fullmatch(r"d2v-ref: error: wrong-1: [^\n]+\nd2v-ref: error: wrong-2: [^\n]+\n", result.err)
@@ -444,11 +502,9 @@ def test_ratios_and_shares() -> None:
     """Of given medians: half as long as the peer, at half of the peak."""
     ours = timing.Timed("fast", "float32", [0.5], 0.5, 0.0, 4e9)
     theirs = timing.Timed("torch", "float32", [1.0], 1.0, 1e-6, 4e9)
-    found = report.Report(
-        2, 1, "a processor", 2, {}, ["fast"], {}, [Timing("a case", 500_000_000, 0.25, [ours, theirs])]
-    )
+    found = report.Report(2, "a processor", 2, {}, ["fast"], {}, [Timing("a case", 500_000_000, 0.25, [ours, theirs])])
     times, ratios, differences = tables("\n".join(report.markdown(found)) + "\n")
-    assert times == [{"case": "a case", "GFLOP": "1", "fast": "500", "torch": "1000", "others": "25%"}]
+    assert times == [{"case": "a case", "GFLOP": "1", "fast": "500", "torch": "1000", "runs": "1", "others": "25%"}]
     assert ratios == [{"case": "a case", "/ torch": "0.50", "GFLOP/s": "2", "peak": "4", "share": "0.50"}]
     assert differences == [{"case": "a case", "torch": "1e-06"}]
 
@@ -459,5 +515,5 @@ def test_wrong_use() -> None:
     refused("bench", "--engine", "numpy:float16", says="no engine is left", code=3)
     refused("bench", "--json", "none/all.json", says="none: there is no such folder")
     refused("bench", "--memory", "--engine", "numpy", "--engine", "nope", says="no engine of this name")
-    for wrong in (("--repeat", "0"), ("--threads", "0")):
+    for wrong in (("--repeat", "0"), ("--threads", "0"), ("--seconds", "-1"), ("--seconds", "1.5")):
         assert "Usage: d2v-ref bench" in d2v("bench", *wrong).err

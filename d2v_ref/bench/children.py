@@ -106,7 +106,8 @@ def _time(job: Job, advance: Callable[[], None]) -> Job:
     if any("torch" in each.packages for each in engines):
         share_openmp()  # before any of them starts its threads
     case = Case.from_dict(job["case"])
-    return time_case(case, engines, job["threads"], job["repeat"], Path(job["folder"]), advance).as_dict()
+    least = job["repeat"], job["seconds"]
+    return time_case(case, engines, job["threads"], *least, Path(job["folder"]), advance).as_dict()
 
 
 def _count(job: Job, advance: Callable[[], None]) -> Job:

@@ -30,7 +30,6 @@ class Report:
     """
 
     threads: int
-    repeat: int
     processor: str
     cores: int
     versions: dict[str, str]
@@ -68,14 +67,21 @@ def choose(names: Sequence[str]) -> tuple[list[Engine], dict[str, str]]:
 
 
 def time_cases(
-    cases: Sequence[Case], engines: list[Engine], left_out: dict[str, str], threads: int, repeat: int, advance: Advance
+    cases: Sequence[Case],
+    engines: list[Engine],
+    left_out: dict[str, str],
+    threads: int,
+    repeat: int,
+    seconds: float,
+    advance: Advance,
 ) -> Report:
     """Time every case; one that fails does not keep the others from being measured."""
-    report = _report(engines, left_out, threads, repeat)
+    report = _report(engines, left_out, threads)
     names = [one.name for one in engines]
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
-            job = {"kind": "time", "case": case.as_dict(), "engines": names, "repeat": repeat, "folder": folder}
+            least = {"repeat": repeat, "seconds": seconds}
+            job = {"kind": "time", "case": case.as_dict(), "engines": names, **least, "folder": folder}
             try:
                 result = children.run(case.name, job, threads, lambda: advance(1))
             except D2VError as error:
@@ -98,7 +104,7 @@ def measure_cases(
         if not isinstance(one, Ours):
             hint = "Name backends only"
             raise InputError("memory is measured of our backends", got=one.name, hint=hint)
-    report = _report(engines, left_out, threads, repeat=1)
+    report = _report(engines, left_out, threads)
     with tempfile.TemporaryDirectory() as temporary:
         for case in cases:
             folder = Path(temporary, f"{case.model}-{case.size}")
@@ -122,9 +128,9 @@ def _needed(case: Case, one: Engine, folder: Path, threads: int) -> Needed:
     return Needed(case.name, one.name, **found)
 
 
-def _report(engines: list[Engine], left_out: dict[str, str], threads: int, repeat: int) -> Report:
+def _report(engines: list[Engine], left_out: dict[str, str], threads: int) -> Report:
     ours = [one.name for one in engines if isinstance(one, Ours)]
-    return Report(threads, repeat, machine.processor(), machine.cores(), machine.versions(engines), ours, left_out)
+    return Report(threads, machine.processor(), machine.cores(), machine.versions(engines), ours, left_out)
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------
@@ -152,15 +158,15 @@ def _where(report: Report) -> Iterator[str]:
 
 
 def _times(report: Report, names: list[str]) -> Iterator[str]:
-    title = f"Milliseconds, medians of {report.repeat} runs in turns; what other processes took of the processor then:"
+    title = "Milliseconds, medians of so many runs in turns; what other processes took of the processor then:"
     yield from ("", title, "")
     rows = []
     for timing in report.timings:
         others = "-" if timing.others is None else f"{timing.others:.0%}"
-        rows.append(
-            [timing.case, f"{_gflop(timing):.3g}", *(_milliseconds(timed.median) for timed in timing.engines), others]
-        )
-    yield from _table(["case", "GFLOP", *names, "others"], rows)
+        runs = str(len(timing.engines[0].times))
+        medians = [_milliseconds(timed.median) for timed in timing.engines]
+        rows.append([timing.case, f"{_gflop(timing):.3g}", *medians, runs, others])
+    yield from _table(["case", "GFLOP", *names, "runs", "others"], rows)
 
 
 def _ratios(report: Report, name: str, others: list[str]) -> Iterator[str]:

@@ -13,7 +13,17 @@ from d2v_ref.errors import InputError
 @click.command(short_help="Measure our backends beside other engines.")
 @click.option("--case", "cases", metavar="CASE", multiple=True, help="Only this one; may be given again.")
 @click.option("--engine", "engines", metavar="NAME", multiple=True, help="Only this one; may be given again.")
-@click.option("--repeat", type=click.IntRange(1), metavar="N", default=7, show_default=True, help="Turns that count.")
+@click.option(
+    "--repeat", type=click.IntRange(1), metavar="N", default=7, show_default=True, help="The least turns of a case."
+)
+@click.option(
+    "--seconds",
+    type=click.IntRange(0),
+    metavar="S",
+    default=30,
+    show_default=True,
+    help="Short cases take more turns, for so long.",
+)
 @click.option(
     "--threads",
     type=click.IntRange(1),
@@ -28,6 +38,7 @@ def bench(
     cases: tuple[str, ...],
     engines: tuple[str, ...],
     repeat: int,
+    seconds: int,
     threads: int | None,
     memory: bool,
     json_file: Path | None,
@@ -68,7 +79,7 @@ def bench(
         if memory:
             report = measure_cases(wanted, chosen, left_out, count, advance)
         else:
-            report = time_cases(wanted, chosen, left_out, count, repeat, advance)
+            report = time_cases(wanted, chosen, left_out, count, repeat, seconds, advance)
     if json_file is not None:
         with replacing(json_file) as temporary:
             temporary.write_text(to_json(report.as_dict()) + "\n", encoding="utf-8")
