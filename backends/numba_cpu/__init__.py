@@ -267,7 +267,7 @@ class NumbaOps(RowOps):
         bias = self._vector(bias)
         threads = 1 if y.size * taps * inside < SMALL else self.threads
         longest = min(192, max(products.ROWS, -(-batch * made // (4 * threads))))
-        blocks = -(-made // longest)
+        blocks = min(made, _shared(-(-made // longest), threads))
         wide = TARGET.width(self.dtype.itemsize)
         room = convolutions.conv1d_room(-(-made // blocks), inside, taps, stride, dilation > 1, wide)
         scale, shift = (None, None) if norm is None else (self._vector(norm.weight), self._vector(norm.bias))
@@ -316,7 +316,7 @@ class NumbaOps(RowOps):
         depth, pixels = channels * math.prod(kernel), batch * math.prod(made)
         threads = 1 if y.size * depth < SMALL else self.threads
         longest = min(products.BLOCK, max(products.ROWS, convolutions.WINDOWS // depth))
-        blocks = min(-(-pixels // products.ROWS), max(-(-pixels // longest), 2 * threads))
+        blocks = min(-(-pixels // products.ROWS), _shared(max(-(-pixels // longest), 2 * threads), threads))
         room = convolutions.conv2d_room(-(-pixels // blocks), depth, TARGET.width(self.dtype.itemsize))
         mean = scale = shift = None
         if norm is not None:
@@ -352,3 +352,8 @@ class NumbaOps(RowOps):
 
     def _vector(self, x: Array) -> Array:
         return None if x is None else own("a vector of weights", x, self.dtype, contiguous=True)
+
+
+def _shared(blocks: int, threads: int) -> int:
+    """At least so many blocks, as many for every thread: whoever has one more would keep the others waiting."""
+    return -(-blocks // threads) * threads
