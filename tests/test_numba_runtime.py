@@ -433,12 +433,12 @@ def test_what_can_not_be_compiled_leaves_nothing_behind(tmp_path: Path) -> None:
     from d2v_backends.numba_cpu.compiling import Real, kernel
 
     @kernel
-    def impossible(counter, x: int, like: Real):
+    def impossible(team, x: int, like: Real):
         x.nothing()
 
     @kernel
-    def possible(counter, x: int, like: Real):
-        counter[0] = x
+    def possible(team, x: int, like: Real):
+        team[0][0] = x
 
     try:
         impossible(1, 2, np.float32(0))
@@ -497,21 +497,23 @@ def test_as_many_threads_work_as_were_asked_for(tmp_path: Path) -> None:
     code = """
     import numpy as np
     from d2v_backends.numba_cpu.compiling import Real, kernel
-    from d2v_backends.numba_cpu.pointers import next_task, pointer, at
+    from d2v_backends.numba_cpu.pointers import pointer
+    from d2v_backends.numba_cpu.tasks import add_up
 
     @kernel
-    def meet(counter, out: int, threads: int, spin: int, like: Real):
-        mine = next_task(counter)
-        while counter[0] < threads:
-            next_task(at(counter, spin))  # which might be the same number, so that it is read again
-        pointer(out, np.int64(0))[mine] = 1
+    def meet(team, out: int, like: Real):
+        counter, thread, threads = team
+        add_up(counter, 1)
+        while add_up(counter, 0) < threads:
+            pass
+        pointer(out, np.int64(0))[thread] += 1
 
     for threads in (1, 2, 3, 2):
         out = np.zeros(4, np.int64)
-        meet(threads, out.ctypes.data, threads, 8, np.float32(0))
-        print(out.sum(), end=" ")
+        meet(threads, out.ctypes.data, np.float32(0))
+        print(*out, sep="", end=" ")
     """
-    assert python(code, tmp_path).stdout == "1 2 3 2 "
+    assert python(code, tmp_path).stdout == "1000 1100 1110 1100 "
 
 
 def test_any_number_of_threads_gives_the_same_bits(warm: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from .compiling import Address, Real, Rows, Spread, kernel, routine
 from .elementwise import exp_sum, largest
-from .pointers import at, cast, lowest, next_task, none, pointer, seen_as
+from .pointers import at, cast, lowest, none, pointer, seen_as
+from .tasks import next_task
 from .tiles import ROWS, lanes, pack, panel_as_factors, rows_as_factors, steps, tile, width
 
 QUERIES = 48  # in a block
@@ -103,7 +104,7 @@ def hide(scores, keys, scale, mask, stride):
 
 @kernel
 def attention(
-    counter,
+    team,
     q: Rows,
     k: Rows,
     v: Rows,
@@ -139,7 +140,7 @@ def attention(
     size_up, keys_up = (size + step - 1) // step * step, (keys + step - 1) // step * step
     lds = keys_up + step  # a step more: rows at powers of two would share their cache lines
     size_terms, key_terms = steps(size, factor), steps(keys, factor)
-    zero = at(pointer(scratch, like), next_task(at(counter, 8)) * room)
+    zero = at(pointer(scratch, like), team[1] * room)
     own = at(zero, wide)
     packed_k = seen_as(at(own, max(size, keys) * wide), factor)
     packed_v = at(packed_k, keys_up * size)
@@ -152,10 +153,10 @@ def attention(
         zero[j] = 0
     one, unscaled = cast(1.0, like), cast(scale, like)
     width_all = heads * size
-    ready = -1
+    ready, tasks = -1, batch * heads * pieces
     while True:
-        task = next_task(counter)
-        if task >= batch * heads * pieces:
+        task, _ = next_task(team, tasks)
+        if task == tasks:
             break
         place, piece = task // pieces, task % pieces
         b, h = place // heads, place % heads

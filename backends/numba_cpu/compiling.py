@@ -26,7 +26,8 @@ from .cache import compiled, kept
 from .threads import run
 
 KEPT = 64  # forms of operands that calls are kept ready for
-COUNTERS = 16  # int64 before the arguments, 0 when a kernel begins: [0] is for tasks, [8] and on of another cache line
+SHARES = 8  # the most shares of a kernel's tasks; more threads than these have one in common
+COUNTERS = 3 * SHARES  # int64 before the arguments, 0 when a kernel begins: three cache lines
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
@@ -80,8 +81,9 @@ def _as_float(typing_context: Any, bits: Any) -> Any:
 class Kernel:
     """A kernel: ``kernel(threads, *arguments)`` runs the body in so many threads.
 
-    The body's first parameter is a pointer to ``COUNTERS`` zeros that the threads share; annotations tell the types of
-    the others: ``int``, ``float``, ``Address``, tuples of these, and ``Real`` for the last ones.
+    The body's first parameter is its team (``tasks``): a pointer to ``COUNTERS`` zeros that the threads share, the
+    number of this thread, and how many there are.  Annotations tell the types of the others: ``int``, ``float``,
+    ``Address``, tuples of these, and ``Real`` for the last ones.
     """
 
     made: typing.ClassVar[dict[str, Kernel]] = {}
@@ -117,7 +119,8 @@ class Kernel:
         with global_compiler_lock:
             if likes in self.addresses:
                 return False
-            function: Any = CFunc(self._function(likes), ((types.CPointer(types.int64),), types.void), {}, OPTIONS)
+            signature = (types.CPointer(types.int64), types.int64, types.int64), types.void
+            function: Any = CFunc(self._function(likes), signature, {}, OPTIONS)
             fresh = compiled(function, f"{self.name}-{likes}", ahead=ahead)
             self.functions[likes] = function  # which owns the code
             self.addresses[likes] = function.address
@@ -128,9 +131,10 @@ class Kernel:
         return likes not in self.addresses and kept(f"{self.name}-{likes}") and not self.compile(likes)
 
     def _function(self, likes: str) -> Any:
-        """The body as a function of the array of arguments alone."""
+        """The body as a function of the array of arguments, the thread's number and how many there are."""
         constants = ", ".join(f"{np.dtype(like).name}(0)" for like in likes)
-        source = f"def {self.name}(args):\n    body(args, {', '.join([*self.sources, constants])})\n"
+        given = ", ".join([*self.sources, constants])
+        source = f"def {self.name}(args, thread, threads):\n    body((args, thread, threads), {given})\n"
         scope: dict[str, Any] = {
             "__name__": __name__,  # where the loader of a compiled function looks for it
             "body": self.body,

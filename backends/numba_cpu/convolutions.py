@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from .compiling import Address, Real, Spread, kernel, routine
 from .elementwise import IDENTITY, activate, layer_norm_row
-from .pointers import at, next_task, none, pointer, seen_as
+from .pointers import at, none, pointer, seen_as
 from .products import begin_with, panel
+from .tasks import next_task
 from .tiles import as_factors, lanes, steps, width
 
 WINDOWS = 1 << 20  # numbers of a block's windows in scratch
@@ -43,7 +44,7 @@ def frame(x, frames, channels, index, target, count, factor):
 
 @kernel
 def conv1d(
-    counter,
+    team,
     x: Address,
     batch: int,
     frames: int,
@@ -80,13 +81,13 @@ def conv1d(
     part = steps(inside, factor)
     depth = taps * part
     size = (across + lanes(like) - 1) // lanes(like) * lanes(like) * depth
-    first = at(pointer(scratch, like), next_task(at(counter, 8)) * room)
+    first = at(pointer(scratch, like), team[1] * room)
     edge = at(first, width(like))
     laid_out = seen_as(at(edge, ((made + blocks - 1) // blocks) * width(like)), factor)
     copied = dilation > 1 or groups > 1 or padding > 0 or part < inside
     while True:
-        task = next_task(counter)
-        if task >= batch * blocks:
+        task, _ = next_task(team, batch * blocks)
+        if task == batch * blocks:
             break
         place, block = task // blocks, task % blocks
         signal = at(pointer(x, like), place * frames * channels)
@@ -126,7 +127,7 @@ def conv1d_room(rows: int, inside: int, taps: int, stride: int, dilated: bool, w
 
 @kernel
 def conv2d(
-    counter,
+    team,
     x: Spread,
     height: int,
     across: int,
@@ -160,12 +161,12 @@ def conv2d(
     """
     x, x_b, x_i, x_j, x_c = x
     depth = kernel_i * kernel_j * channels
-    first = at(pointer(scratch, like), next_task(at(counter, 8)) * room)
+    first = at(pointer(scratch, like), team[1] * room)
     edge = at(first, width(like))
     laid_out = at(edge, ((pixels + blocks - 1) // blocks) * width(like))
     while True:
-        task = next_task(counter)
-        if task >= blocks:
+        task, _ = next_task(team, blocks)
+        if task == blocks:
             break
         begin, end = task * pixels // blocks, (task + 1) * pixels // blocks
         for pixel in range(begin, end):

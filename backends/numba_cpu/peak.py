@@ -8,23 +8,23 @@ import numpy as np
 
 from .compiling import Address, Real, address_of, kernel
 from .operands import aligned
-from .pointers import at, next_task, none, pointer, seen_as
+from .pointers import at, none, pointer, seen_as
 from .target import TARGET
+from .tasks import next_task
 from .tiles import ROWS, lanes, tile, width
 
 DEPTH, REPEATS = 96, 2000  # factors of one task: 24 kB in a format of 4 bytes
 
 
 @kernel
-def tiles_again(counter, scratch: Address, room: int, tasks: int, depth: int, repeats: int, factor: Real, like: Real):
+def tiles_again(team, scratch: Address, room: int, tasks: int, depth: int, repeats: int, factor: Real, like: Real):
     """Each task: ``repeats`` tiles of the same factors."""
-    mine = next_task(at(counter, 8)) * room
-    first = at(pointer(scratch, like), mine)
+    first = at(pointer(scratch, like), team[1] * room)
     c = at(first, width(like))
     a = seen_as(at(c, ROWS * width(like)), factor)
     b = at(a, ROWS * depth)
     while True:
-        if next_task(counter) >= tasks:
+        if next_task(team, tasks)[0] == tasks:
             break
         for _ in range(repeats):
             vectors = width(like) // lanes(like)

@@ -104,26 +104,6 @@ def cast(typing: Any, value: Any, like: Any) -> Any:
     return like(value, like), codegen
 
 
-@intrinsic
-def next_task(typing: Any, counter: Any) -> Any:
-    """Takes a number off a counter (a pointer to int64) that several threads share: 0, 1, 2, ..."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", args[0], INT64(1), "monotonic")
-
-    return types.int64(types.CPointer(types.int64)), codegen
-
-
-@intrinsic
-def add_up(typing: Any, counter: Any, count: Any) -> Any:
-    """Adds to a counter that threads share, and returns what it was; who sees a sum sees what its parts stand for."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", args[0], args[1], "seq_cst")
-
-    return types.int64(types.CPointer(types.int64), types.int64), codegen
-
-
 def function(module: Any, name: str, result: Any, *arguments: Any) -> Any:
     """An LLVM intrinsic's declaration in a module."""
     return cgutils.get_or_insert_function(module, ir.FunctionType(result, arguments), name)

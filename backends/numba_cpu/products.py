@@ -10,9 +10,10 @@ from __future__ import annotations
 from numba import types
 from numba.extending import overload
 
-from .compiling import Address, Real, Rows, kernel, routine
+from .compiling import SHARES, Address, Real, Rows, kernel, routine
 from .elementwise import IDENTITY, activate
-from .pointers import add_up, at, beyond, given, next_task, none, pointer, seen_as
+from .pointers import at, beyond, given, none, pointer, seen_as
+from .tasks import add_up, first_task, next_part, next_task
 from .tiles import (
     AHEAD,
     LINE_VECTORS,
@@ -122,26 +123,26 @@ def place_of(parts, panel_index, wide):
     return part, panel_index * wide
 
 
-def all_as_factors(counter, x, ld, rows, depth, out, factor):
+def all_as_factors(team, x, ld, rows, depth, out, factor):
     """All rows as factors, and their distance, as ``rows_as_factors``; what there is to do the threads share."""
     raise NotImplementedError("is compiled into kernels")
 
 
 @overload(all_as_factors)
-def _all_as_factors(counter, x, ld, rows, depth, out, factor):
-    def floats(counter, x, ld, rows, depth, out, factor):
+def _all_as_factors(team, x, ld, rows, depth, out, factor):
+    def floats(team, x, ld, rows, depth, out, factor):
         return x, ld
 
-    def pairs(counter, x, ld, rows, depth, out, factor):
-        terms, step = (depth + 1) // 2, 4
+    def pairs(team, x, ld, rows, depth, out, factor):
+        terms, (counters, thread, threads) = (depth + 1) // 2, team
+        done = at(counters, 2 * SHARES)
         while True:
-            begin = next_task(at(counter, 10)) * step
-            if begin >= rows:
+            begin, end = next_part((at(counters, SHARES), thread, threads), rows, 4)
+            if begin == end:
                 break
-            count = min(step, rows - begin)
-            rows_as_factors(at(x, begin * ld), ld, count, depth, at(out, begin * terms), factor)
-            add_up(at(counter, 12), count)
-        while add_up(at(counter, 12), 0) < rows:  # whoever has begun with some rows will end
+            rows_as_factors(at(x, begin * ld), ld, end - begin, depth, at(out, begin * terms), factor)
+            add_up(done, end - begin)
+        while add_up(done, 0) < rows:  # whoever has begun with some rows will end
             pass
         return out, terms
 
@@ -150,7 +151,7 @@ def _all_as_factors(counter, x, ld, rows, depth, out, factor):
 
 @kernel
 def linear(
-    counter,
+    team,
     x: Rows,
     pairs: Address,
     part_0: Part,
@@ -164,8 +165,7 @@ def linear(
     depth: int,
     panels: int,
     blocks: int,
-    threads: int,
-    afterwards: tuple[int, int],
+    afterwards: tuple[int, int, int, int],
     scratch: Address,
     room: int,
     factor: Real,
@@ -176,21 +176,25 @@ def linear(
     x (rows, depth), y and residual (rows, outputs).  ``factor``: the type of the panels, int32 for pairs of bfloat16,
     which x becomes at ``pairs``, and else that of ``like``, the result.  The weights are panels if ``packed``, else W
     (outputs, depth) itself, of which a thread packs a panel when it needs it.  ``scale``, ``residual``, a bias: 0 where
-    there is none.  ``afterwards``: the panels of the product that will probably be next, and the numbers in one; they
-    are fetched when there are no more of these, and may be gone.  ``scratch``: ``room`` numbers for each thread.
+    there is none.  ``afterwards``: of the product that will probably be next the address of its panels, the numbers
+    in one, how many there are, and its blocks; a thread fetches its first one at the end of these, and it may be gone.
+    ``scratch``: ``room`` numbers for each thread.  A task is a panel and one of ``blocks`` parts of the rows.
     """
     (x, ldx), (residual, ldr) = x, residual
     parts = part_0 + part_1 + part_2
     wide = width(like)
     given_x, at_pairs = pointer(x, like), pointer(pairs, factor)
-    x_factors, ldx = all_as_factors(counter, given_x, ldx, rows, depth, at_pairs, factor)
-    first = at(pointer(scratch, like), next_task(at(counter, 8)) * room)
+    x_factors, ldx = all_as_factors(team, given_x, ldx, rows, depth, at_pairs, factor)
+    first = at(pointer(scratch, like), team[1] * room)
     edge = at(first, wide)
     own = at(edge, wide * ((rows + blocks - 1) // blocks))
     terms = steps(depth, factor)
+    next_panels, next_size, next_count, next_blocks = afterwards
+    first_of_next = first_task(team, next_count * next_blocks) % next_count * next_size
+    tasks = panels * blocks
     while True:
-        task = next_task(counter)
-        if task >= panels * blocks:
+        task, later = next_task(team, tasks)
+        if task == tasks:
             break
         block = task // panels
         part, column = place_of(parts, task % panels, wide)
@@ -206,13 +210,11 @@ def linear(
         w = at(pointer(weight, factor), column * terms)
         following, size = w, 0
         if packed:
-            later = task + threads
-            if later < panels * blocks:
+            if later < tasks:
                 part, there = place_of(parts, later % panels, wide)
                 following, size = at(pointer(parts[5 * part], factor), there * terms), wide * terms
-            elif afterwards[0]:
-                size = afterwards[1]
-                following = at(pointer(afterwards[0], factor), (later - panels * blocks) * size)
+            else:
+                following, size = at(pointer(next_panels, factor), first_of_next), next_size
         else:
             given = at(pointer(weight, like), column * depth)
             whole = (columns + lanes(like) - 1) // lanes(like) * lanes(like)
@@ -234,16 +236,16 @@ def linear_room(rows: int, depth: int, blocks: int, wide: int, packed: bool) -> 
 
 @kernel
 def pack_panels(
-    counter, w: Address, out: Address, outputs: int, depth: int, scratch: Address, room: int, factor: Real, like: Real
+    team, w: Address, out: Address, outputs: int, depth: int, scratch: Address, room: int, factor: Real, like: Real
 ):
     """The panels of W (outputs, depth), one after the other; the last one as wide as its whole vectors."""
     wide, step = width(like), lanes(like)
-    own = at(pointer(scratch, like), next_task(at(counter, 8)) * room)
+    own = at(pointer(scratch, like), team[1] * room)
     while True:
-        column = next_task(counter) * wide
-        if column >= outputs:
+        column, end = next_part(team, outputs, wide)
+        if column == end:
             break
-        columns = min(wide, outputs - column)
+        columns = end - column
         whole = (columns + step - 1) // step * step
         pack(at(pointer(w, like), column * depth), depth, columns, depth, own, whole)
         panel_as_factors(own, depth, whole, at(pointer(out, factor), column * steps(depth, factor)), factor)

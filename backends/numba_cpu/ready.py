@@ -23,6 +23,7 @@ from .target import TARGET
 if TYPE_CHECKING:
     from . import NumbaOps
 
+NONE = 0, 0, 1, 0  # no panels
 SMALL = 1 << 17  # multiply-adds that one thread has done before others have begun
 
 
@@ -60,8 +61,8 @@ class Product:
         blocks = min(-(-rows // products.ROWS), max(-(-rows // products.BLOCK), -(-4 * threads // panels)))
         room = products.linear_room(rows, depth, blocks, wide, packed)
         self.room = threads * room
-        self.panels = (weights[0].address, wide * terms) if packed else (0, 0)
-        self.afterwards = [(0, 0)]  # the panels of the product that came next the last time
+        self.panels = (weights[0].address, wide * terms, panels, blocks) if packed else NONE
+        self.afterwards = [NONE]  # the panels of the product that came next the last time
         self.call = products.linear.ready(
             threads,
             (LATER, distance(x)),
@@ -70,7 +71,7 @@ class Product:
             *((0,) * 5,) * (3 - len(table)),
             *(packed, activation, address(scale)),
             (0, 0) if residual is None else (LATER, distance(residual)),
-            *(rows, depth, panels, blocks, threads, (LATER, LATER), LATER, room),
+            *(rows, depth, panels, blocks, (LATER,) * 4, LATER, room),
             *(np.int32(0) if ops.paired else ops.like, ops.like),
         )
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from .compiling import Address, Real, Rows, Spread, kernel, routine
 from .elementwise import activate, exp_sum, largest, layer_norm_row, sigmoid
-from .pointers import at, beyond, cast, given, next_task, pointer
+from .pointers import at, beyond, cast, given, pointer
+from .tasks import next_part
 
 Places = tuple[Address, Address, Address]
 """Up to three addresses, 0 where there is none."""
@@ -26,14 +27,14 @@ def row_of(x, index, shape, like):
 
 
 @kernel
-def add(counter, x: Spread, y: Spread, out: Address, shape: Shape, step: int, like: Real):
+def add(team, x: Spread, y: Spread, out: Address, shape: Shape, step: int, like: Real):
     """out = x + y, without gaps.  ``step``: rows of a task, here and below."""
     rows, width = shape[0] * shape[1] * shape[2], shape[3]
     while True:
-        begin = next_task(counter) * step
-        if begin >= rows:
+        begin, end = next_part(team, rows, step)
+        if begin == end:
             break
-        for i in range(begin, min(begin + step, rows)):
+        for i in range(begin, end):
             a, b, row = row_of(x, i, shape, like), row_of(y, i, shape, like), at(pointer(out, like), i * width)
             if x[4] == 1 and y[4] == 1:
                 for j in range(width):
@@ -44,14 +45,14 @@ def add(counter, x: Spread, y: Spread, out: Address, shape: Shape, step: int, li
 
 
 @kernel
-def copy(counter, x: Spread, y: Spread, shape: Shape, step: int, like: Real):
+def copy(team, x: Spread, y: Spread, shape: Shape, step: int, like: Real):
     """y = x, whose axes may lie anyhow."""
     rows, width = shape[0] * shape[1] * shape[2], shape[3]
     while True:
-        begin = next_task(counter) * step
-        if begin >= rows:
+        begin, end = next_part(team, rows, step)
+        if begin == end:
             break
-        for i in range(begin, min(begin + step, rows)):
+        for i in range(begin, end):
             a, row = row_of(x, i, shape, like), row_of(y, i, shape, like)
             if x[4] == 1 and y[4] == 1:
                 for j in range(width):
@@ -63,7 +64,7 @@ def copy(counter, x: Spread, y: Spread, shape: Shape, step: int, like: Real):
 
 @kernel
 def where(
-    counter,
+    team,
     mask: Spread,
     x: Spread,
     x_number: float,
@@ -78,10 +79,10 @@ def where(
     rows, width = shape[0] * shape[1] * shape[2], shape[3]
     x_number, y_number = cast(x_number, like), cast(y_number, like)
     while True:
-        begin = next_task(counter) * step
-        if begin >= rows:
+        begin, end = next_part(team, rows, step)
+        if begin == end:
             break
-        for i in range(begin, min(begin + step, rows)):
+        for i in range(begin, end):
             taken = row_of(mask, i, shape, np.uint8(0))
             a, b, row = row_of(x, i, shape, like), row_of(y, i, shape, like), at(pointer(out, like), i * width)
             for j in range(width):
@@ -92,14 +93,14 @@ def where(
 
 
 @kernel
-def means(counter, x: Spread, y: Address, shape: Shape, size: int, step: int, like: Real):
+def means(team, x: Spread, y: Address, shape: Shape, size: int, step: int, like: Real):
     """y (batch, size, size, channels) = the means of the cells of x (batch, height, width, channels), ``shape``."""
     batch, height, across, channels = shape
     while True:
-        begin = next_task(counter) * step
-        if begin >= batch * size * size:
+        begin, end = next_part(team, batch * size * size, step)
+        if begin == end:
             break
-        for cell in range(begin, min(begin + step, batch * size * size)):
+        for cell in range(begin, end):
             b, i, j = cell // (size * size), cell // size % size, cell % size
             top, bottom = i * height // size, ((i + 1) * height + size - 1) // size
             left, right = j * across // size, ((j + 1) * across + size - 1) // size
@@ -117,18 +118,18 @@ def means(counter, x: Spread, y: Address, shape: Shape, size: int, step: int, li
 
 
 @kernel
-def activation(counter, code: int, x: Address, count: int, like: Real):
+def activation(team, code: int, x: Address, count: int, like: Real):
     """x = activation(x) in place."""
     while True:
-        begin = next_task(counter) * TASK
-        if begin >= count:
+        begin, end = next_part(team, count, TASK)
+        if begin == end:
             break
-        activate(code, at(pointer(x, like), begin), TASK, 1, min(TASK, count - begin))
+        activate(code, at(pointer(x, like), begin), TASK, 1, end - begin)
 
 
 @kernel
 def layer_norm(
-    counter,
+    team,
     x: Rows,
     y: Address,
     rows: int,
@@ -142,17 +143,17 @@ def layer_norm(
     """y = layer_norm(x) of rows without gaps; ``weight`` 0: neither weight nor bias."""
     scale, shift = pointer(weight, like), pointer(bias, like)
     while True:
-        begin = next_task(counter) * step
-        if begin >= rows:
+        begin, end = next_part(team, rows, step)
+        if begin == end:
             break
-        for i in range(begin, min(begin + step, rows)):
+        for i in range(begin, end):
             row, out = at(pointer(x[0], like), i * x[1]), at(pointer(y, like), i * width)
             layer_norm_row(row, out, width, scale, shift, weight != 0, eps)
 
 
 @kernel
 def embed_norm(
-    counter,
+    team,
     ids: Places,
     tables: Places,
     y: Address,
@@ -168,10 +169,10 @@ def embed_norm(
     whole = np.int64(0)
     scale, shift = pointer(weight, like), pointer(bias, like)
     while True:
-        begin = next_task(counter) * step
-        if begin >= rows:
+        begin, end = next_part(team, rows, step)
+        if begin == end:
             break
-        for i in range(begin, min(begin + step, rows)):
+        for i in range(begin, end):
             out = at(pointer(y, like), i * width)
             first = at(pointer(tables[0], like), pointer(ids[0], whole)[i] * width)
             for j in range(width):
@@ -185,14 +186,14 @@ def embed_norm(
 
 
 @kernel
-def softmax(counter, x: Rows, y: Address, rows: int, width: int, logarithm: int, step: int, like: Real):
+def softmax(team, x: Rows, y: Address, rows: int, width: int, logarithm: int, step: int, like: Real):
     """y = softmax(x) of rows, or its logarithm."""
     one = cast(1.0, like)
     while True:
-        begin = next_task(counter) * step
-        if begin >= rows:
+        begin, end = next_part(team, rows, step)
+        if begin == end:
             break
-        for i in range(begin, min(begin + step, rows)):
+        for i in range(begin, end):
             row, out = at(pointer(x[0], like), i * x[1]), at(pointer(y, like), i * width)
             for j in range(width):
                 out[j] = row[j]
@@ -209,13 +210,13 @@ def softmax(counter, x: Rows, y: Address, rows: int, width: int, logarithm: int,
 
 
 @kernel
-def glu(counter, x: Rows, y: Address, rows: int, half: int, step: int, like: Real):
+def glu(team, x: Rows, y: Address, rows: int, half: int, step: int, like: Real):
     """y = a sigmoid(b), for the halves a and b of each row."""
     while True:
-        begin = next_task(counter) * step
-        if begin >= rows:
+        begin, end = next_part(team, rows, step)
+        if begin == end:
             break
-        for i in range(begin, min(begin + step, rows)):
+        for i in range(begin, end):
             a, out = at(pointer(x[0], like), i * x[1]), at(pointer(y, like), i * half)
             b = at(a, half)
             for j in range(half):

@@ -29,7 +29,8 @@ from .cache import compiled
 
 VARIABLE = "D2V_NUM_THREADS"
 
-_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # called without the interpreter's lock
+# Called without the interpreter's lock.
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _launched = False  # whether the threads have begun
 _forked = False  # whether they began in a process that this one is a fork of
 _turn: threading.Lock | None = None  # what the threading layer needs held while a kernel runs
@@ -56,16 +57,17 @@ def number_of_threads(asked: int | None = None) -> int:
 
 
 @intrinsic
-def _call(typing: Any, function: Any, arguments: Any) -> Any:
-    """Calls the C function at an address with a pointer to its arguments."""
+def _call(typing: Any, function: Any, arguments: Any, thread: Any, threads: Any) -> Any:
+    """Calls the C function at an address with a pointer to its arguments, as one of so many threads."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = ir.IntType(64).as_pointer()
-        function = builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), [pointer]).as_pointer())
-        builder.call(function, [builder.inttoptr(args[1], pointer)])
+        number = ir.IntType(64)
+        pointer = number.as_pointer()
+        function = builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), [pointer, number, number]).as_pointer())
+        builder.call(function, [builder.inttoptr(args[1], pointer), *args[2:]])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), codegen
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
 
 
 @njit(parallel=True, nogil=True, error_model="numpy")
@@ -73,10 +75,10 @@ def _run(calls, words):
     for i in range(calls.shape[0]):
         function, arguments = calls[i, 1], words.ctypes.data + 8 * calls[i, 2]
         if calls[i, 0] == 1:
-            _call(function, arguments)
+            _call(function, arguments, 0, 1)
         else:
-            for _ in prange(calls[i, 0]):
-                _call(function, arguments)
+            for thread in prange(calls[i, 0]):  # OpenMP gives the same number to the same thread each time
+                _call(function, arguments, thread, calls[i, 0])
 
 
 def run(threads: int, calls: np.ndarray, words: np.ndarray) -> None:
@@ -90,7 +92,7 @@ def run(threads: int, calls: np.ndarray, words: np.ndarray) -> None:
     if threads == 1 or _forked:
         start = words.__array_interface__["data"][0]
         for _, function, first in calls.tolist():
-            _FUNCTION(function)(start + 8 * first)
+            _FUNCTION(function)(start + 8 * first, 0, 1)
         return
     if not _launched:
         launch()
