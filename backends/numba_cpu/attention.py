@@ -12,7 +12,7 @@ from .compiling import Address, Real, Rows, Spread, kernel, routine
 from .elementwise import exp_sum, largest
 from .pointers import at, cast, lowest, none, pointer, seen_as
 from .tasks import next_task
-from .tiles import ROWS, lanes, pack, panel_as_factors, rows_as_factors, steps, tile, width
+from .tiles import ROWS, lanes, pack, panel_as_factors, panel_to_fill, rows_as_factors, steps, tile, width
 
 QUERIES = 48  # in a block
 
@@ -59,8 +59,10 @@ def pack_keys(k, ldk, keys, size, panels, own, factor):
     for key in range(0, keys, width(k)):
         count = min(width(k), keys - key)
         columns = (count + lanes(k) - 1) // lanes(k) * lanes(k)
-        pack(at(k, key * ldk), ldk, count, size, own, columns)
-        panel_as_factors(own, size, columns, at(panels, key * terms), factor)
+        panel = at(panels, key * terms)
+        filled = panel_to_fill(own, panel, factor)
+        pack(at(k, key * ldk), ldk, count, size, filled, columns)
+        panel_as_factors(filled, size, columns, panel, factor)
 
 
 @routine(inline=True)
@@ -70,13 +72,15 @@ def pack_values(v, ldv, keys, size, panels, own, factor):
     for column in range(0, size, width(v)):
         count = min(width(v), size - column)
         columns = (count + lanes(v) - 1) // lanes(v) * lanes(v)
+        panel = at(panels, column * terms)
+        filled = panel_to_fill(own, panel, factor)
         for key in range(keys):
-            row, mine = at(v, key * ldv + column), at(own, key * columns)
+            row, mine = at(v, key * ldv + column), at(filled, key * columns)
             for j in range(count):
                 mine[j] = row[j]
             for j in range(count, columns):
                 mine[j] = 0
-        panel_as_factors(own, keys, columns, at(panels, column * terms), factor)
+        panel_as_factors(filled, keys, columns, panel, factor)
 
 
 @routine(inline=True)

@@ -21,6 +21,7 @@ from .tiles import (
     lanes,
     pack,
     panel_as_factors,
+    panel_to_fill,
     rows_as_factors,
     steps,
     tile,
@@ -218,9 +219,10 @@ def linear(
         else:
             given = at(pointer(weight, like), column * depth)
             whole = (columns + lanes(like) - 1) // lanes(like) * lanes(like)
-            pack(given, depth, columns, depth, own, whole)
             w = seen_as(at(own, depth * whole), factor)
-            panel_as_factors(own, depth, whole, w, factor)
+            filled = panel_to_fill(own, w, factor)
+            pack(given, depth, columns, depth, filled, whole)
+            panel_as_factors(filled, depth, whole, w, factor)
         begin_with(first, at(pointer(bias, like), column), bias != 0, columns)
         added = beyond(residual, begin * ldr + column, like)
         last = (activation, beyond(scale, column, like), added, ldr)
@@ -247,5 +249,7 @@ def pack_panels(
             break
         columns = end - column
         whole = (columns + step - 1) // step * step
-        pack(at(pointer(w, like), column * depth), depth, columns, depth, own, whole)
-        panel_as_factors(own, depth, whole, at(pointer(out, factor), column * steps(depth, factor)), factor)
+        place = at(pointer(out, factor), column * steps(depth, factor))
+        filled = panel_to_fill(own, place, factor)
+        pack(at(pointer(w, like), column * depth), depth, columns, depth, filled, whole)
+        panel_as_factors(filled, depth, whole, place, factor)

@@ -483,16 +483,27 @@ def _rows_as_factors(x, ld, rows, count, out, factor):
     return pairs if factor == types.int32 else floats
 
 
+def panel_to_fill(own, out, factor):
+    """Where a panel is packed that will have its factors at ``out``: there, or at ``own`` if it becomes pairs."""
+    raise NotImplementedError("is compiled into kernels")
+
+
+@overload(panel_to_fill)
+def _panel_to_fill(own, out, factor):
+    if factor == types.int32:
+        return lambda own, out, factor: own
+    return lambda own, out, factor: out
+
+
 def panel_as_factors(panel, depth, columns, out, factor):
-    """A packed panel (depth, columns) at ``out``: as it is, or in pairs of bfloat16 along the depth."""
+    """Factors at ``out`` of a panel (depth, columns) that was packed where ``panel_to_fill`` says."""
     raise NotImplementedError("is compiled into kernels")
 
 
 @overload(panel_as_factors)
 def _panel_as_factors(panel, depth, columns, out, factor):
     def floats(panel, depth, columns, out, factor):
-        for i in range(depth * columns):
-            out[i] = panel[i]
+        pass
 
     def pairs(panel, depth, columns, out, factor):
         pair_columns(panel, depth, columns, out)
