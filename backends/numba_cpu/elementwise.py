@@ -49,12 +49,12 @@ def _scaled(typing: Any, x: Any, n: Any) -> Any:
 
 @intrinsic
 def _times_power(typing: Any, x: Any, n: Any) -> Any:
-    """x 2^n for a whole number n in -126 ... 127."""
+    """x 2^n for a whole number n, where x and that are normal numbers: n is added to the exponent."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = ir.IntType(32)
-        exponent = builder.shl(builder.add(builder.fptosi(args[1], word), word(127)), word(23))
-        return builder.fmul(args[0], builder.bitcast(exponent, ir.FloatType()))
+        exponent = builder.shl(builder.fptosi(args[1], word), word(23))
+        return builder.bitcast(builder.add(builder.bitcast(args[0], word), exponent), ir.FloatType())
 
     return types.float32(types.float32, types.float32), codegen
 
@@ -121,7 +121,7 @@ def _parts_of_exp(x):
     p = p * r + f(4.1665795894e-2)
     p = p * r + f(1.6666665459e-1)
     p = p * r + f(5.0000001201e-1)
-    return n, p * (r * r) + r + f(1.0)
+    return n, (p * r + f(1.0)) * r + f(1.0)
 
 
 @routine(fastmath=FUSE)
