@@ -27,7 +27,9 @@ from .threads import run
 
 KEPT = 64  # forms of operands that calls are kept ready for
 SHARES = 8  # the most shares of a kernel's tasks; more threads than these have one in common
-COUNTERS = 3 * SHARES  # int64 before the arguments, 0 when a kernel begins: three cache lines
+# int64 before the arguments, 0 when a kernel begins, three cache lines: for tasks, for what is done before them, and
+# for how much of that is done.
+COUNTERS = 3 * SHARES
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 

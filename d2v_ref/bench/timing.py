@@ -9,8 +9,8 @@ the timed one made no difference beyond the noise.  Whoever came straight after 
 turn has an order of its own, so that nobody always follows the same one.  `d2v-ref bench --engine NAME` tells what an
 engine takes alone.
 
-Medians of five runs of 20 ms differ by 5 to 10 % from one process to another, those of 30 by 2 %: a case takes turns
-for as many seconds as are asked for, at least.
+Medians of five runs of 20 ms differed by 5 to 10 % from one process to another: short cases take turns for as many
+seconds as are asked for.
 
 Processes that compute beside it do more harm than that, to engines that wait for each of their threads the most; the
 table says how much of the processor they took.
@@ -102,7 +102,7 @@ def time_case(
     """Load every engine, hold its outputs against the first one's, and time them.
 
     Args:
-        repeat, seconds: the least turns, and the time that they take at least.
+        repeat, seconds: the least turns, and how long they take at least.
 
     Raises:
         ConformanceError: an engine computes something else.
