@@ -31,12 +31,17 @@ from d2v_ref.ops.definitions import (
     check_resize,
 )
 
-from . import arrays, convolutions, elementwise, launch, maps, products
+from . import arrays, convolutions, elementwise, launch, maps, products, scalars
 from . import rows as kernels_of_rows
 from .arrays import DeviceArray
 from .scalars import CODES
 
 Array = Any
+
+if launch.SIMULATED:
+    # The first warning of NumPy's in a module gives it this name, while other threads go through the names that it has.
+    for _module in (arrays, convolutions, elementwise, maps, products, kernels_of_rows, scalars):
+        vars(_module).setdefault("__warningregistry__", {})
 
 
 class NumbaCudaOps(Ops):

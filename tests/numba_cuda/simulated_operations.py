@@ -80,6 +80,16 @@ def test_the_processors_backend_computes_beside_it() -> None:
     hold(call, get_ops("numba"), Allowances("float32"), "float32")
 
 
+def test_a_warning_gives_no_module_a_name(dtype: str) -> None:
+    """The simulator's threads go through a module's names at each call, and fail if one comes meanwhile."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("d2v_backends.numba_cuda")]
+    before = {module.__name__: set(vars(module)) for module in modules}
+    ops = NumbaCudaOps(dtype)
+    with pytest.warns(RuntimeWarning):
+        ops.gelu(ops.asarray(np.array([-np.inf, 1.0], dtype)))
+    assert {module.__name__: set(vars(module)) for module in modules} == before
+
+
 @pytest.mark.parametrize("operation", sorted(CALLS))
 def test_an_operation_is_its_definition(operation: str, dtype: str) -> None:
     examine(operation, NumbaCudaOps(dtype), dtype, EXAMPLES.get(operation, 6))
