@@ -12,6 +12,7 @@ from d2v_ref.nn import BatchNorm2d, Conv1d, Conv2d, ConvTranspose2d, Embedding, 
 from d2v_ref.ops import Ops
 from d2v_ref.ops.definitions import Kernels, check_embedding, check_linear
 
+from ..activations import add_activations
 from . import attention, convolutions, embeddings, maps, rows
 from .convolutions import Packed
 from .device import STORED, TYPES, Device, why_not
@@ -268,6 +269,9 @@ class CupyOps(Ops):
     def conv_transpose2d(self, x: Array, weight: Array, bias: Array) -> Array:
         return convolutions.conv_transpose2d(self.device, x, weight, bias)
 
+    def _activation(self, name: str, x: Array) -> Array:
+        return rows.elementwise(self.device, rows.CODES[name], x)
+
     def batch_norm(self, x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float) -> Array:
         return maps.batch_norm(self.device, x, mean, var, weight, bias, eps)
 
@@ -281,13 +285,4 @@ class CupyOps(Ops):
         return maps.resize(self.device, x, size, mode)
 
 
-def _elementwise(code: int) -> Callable[[CupyOps, Array], Array]:
-    def operation(self: CupyOps, x: Array) -> Array:
-        return rows.elementwise(self.device, code, x)
-
-    return operation
-
-
-for _name, _code in rows.CODES.items():
-    if _name != "identity":
-        setattr(CupyOps, _name, _elementwise(_code))
+add_activations(CupyOps, rows.CODES)

@@ -11,7 +11,7 @@ import numpy as np
 from .compiling import Address, Real, Rows, Spread, kernel, routine
 from .elementwise import exp_sum, largest
 from .pointers import at, cast, lowest, none, pointer, seen_as
-from .tasks import next_task
+from .tasks import next_task, own_room
 from .tiles import ROWS, lanes, pack, panel_as_factors, panel_to_fill, rows_as_factors, steps, tile, width
 
 QUERIES = 48  # in a block
@@ -144,7 +144,7 @@ def attention(
     size_up, keys_up = (size + step - 1) // step * step, (keys + step - 1) // step * step
     lds = keys_up + step  # a step more: rows at powers of two would share their cache lines
     size_terms, key_terms = steps(size, factor), steps(keys, factor)
-    zero = at(pointer(scratch, like), team[1] * room)
+    zero = own_room(team, scratch, room, like)
     own = at(zero, wide)
     packed_k = seen_as(at(own, max(size, keys) * wide), factor)
     packed_v = at(packed_k, keys_up * size)

@@ -11,7 +11,7 @@ from .compiling import Address, Real, Spread, kernel, routine
 from .elementwise import IDENTITY, activate, layer_norm_row
 from .pointers import at, none, pointer, seen_as
 from .products import begin_with, panel
-from .tasks import next_task
+from .tasks import next_task, own_room
 from .tiles import as_factors, lanes, steps, width
 
 WINDOWS = 1 << 20  # numbers of a block's windows in scratch
@@ -81,7 +81,7 @@ def conv1d(
     part = steps(inside, factor)
     depth = taps * part
     size = (across + lanes(like) - 1) // lanes(like) * lanes(like) * depth
-    first = at(pointer(scratch, like), team[1] * room)
+    first = own_room(team, scratch, room, like)
     edge = at(first, width(like))
     laid_out = seen_as(at(edge, ((made + blocks - 1) // blocks) * width(like)), factor)
     copied = dilation > 1 or groups > 1 or padding > 0 or part < inside
@@ -161,7 +161,7 @@ def conv2d(
     """
     x, x_b, x_i, x_j, x_c = x
     depth = kernel_i * kernel_j * channels
-    first = at(pointer(scratch, like), team[1] * room)
+    first = own_room(team, scratch, room, like)
     edge = at(first, width(like))
     laid_out = at(edge, ((pixels + blocks - 1) // blocks) * width(like))
     while True:

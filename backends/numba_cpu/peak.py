@@ -8,9 +8,9 @@ import numpy as np
 
 from .compiling import Address, Real, address_of, kernel
 from .operands import aligned
-from .pointers import at, none, pointer, seen_as
+from .pointers import at, none, seen_as
 from .target import TARGET
-from .tasks import next_task
+from .tasks import next_task, own_room
 from .tiles import ROWS, lanes, tile, width
 
 DEPTH, REPEATS = 96, 2000  # factors of one task: 24 kB in a format of 4 bytes
@@ -19,7 +19,7 @@ DEPTH, REPEATS = 96, 2000  # factors of one task: 24 kB in a format of 4 bytes
 @kernel
 def tiles_again(team, scratch: Address, room: int, tasks: int, depth: int, repeats: int, factor: Real, like: Real):
     """Each task: ``repeats`` tiles of the same factors."""
-    first = at(pointer(scratch, like), team[1] * room)
+    first = own_room(team, scratch, room, like)
     c = at(first, width(like))
     a = seen_as(at(c, ROWS * width(like)), factor)
     b = at(a, ROWS * depth)

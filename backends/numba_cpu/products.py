@@ -13,7 +13,7 @@ from numba.extending import overload
 from .compiling import SHARES, Address, Real, Rows, kernel, routine
 from .elementwise import IDENTITY, activate
 from .pointers import at, beyond, given, none, pointer, seen_as
-from .tasks import add_up, first_task, next_part, next_task
+from .tasks import add_up, first_task, next_part, next_task, own_room
 from .tiles import (
     AHEAD,
     LINE_VECTORS,
@@ -178,15 +178,16 @@ def linear(
     which x becomes at ``pairs``, and else that of ``like``, the result.  The weights are panels if ``packed``, else W
     (outputs, depth) itself, of which a thread packs a panel when it needs it.  ``scale``, ``residual``, a bias: 0 where
     there is none.  ``afterwards``: of the product that will probably be next the address of its panels, the numbers
-    in one, how many there are, and its blocks; a thread fetches its first one at the end of these, and it may be gone.
-    ``scratch``: ``room`` numbers for each thread.  A task is a panel and one of ``blocks`` parts of the rows.
+    in one, how many there are, and its blocks; with its last task here a thread fetches the first that will be its own
+    there, which may be gone.  ``scratch``: ``room`` numbers for each thread.  A task is a panel and one of ``blocks``
+    parts of the rows.
     """
     (x, ldx), (residual, ldr) = x, residual
     parts = part_0 + part_1 + part_2
     wide = width(like)
     given_x, at_pairs = pointer(x, like), pointer(pairs, factor)
     x_factors, ldx = all_as_factors(team, given_x, ldx, rows, depth, at_pairs, factor)
-    first = at(pointer(scratch, like), team[1] * room)
+    first = own_room(team, scratch, room, like)
     edge = at(first, wide)
     own = at(edge, wide * ((rows + blocks - 1) // blocks))
     terms = steps(depth, factor)
@@ -242,7 +243,7 @@ def pack_panels(
 ):
     """The panels of W (outputs, depth), one after the other; the last one as wide as its whole vectors."""
     wide, step = width(like), lanes(like)
-    own = at(pointer(scratch, like), team[1] * room)
+    own = own_room(team, scratch, room, like)
     while True:
         column, end = next_part(team, outputs, wide)
         if column == end:

@@ -23,7 +23,7 @@ from .target import TARGET
 if TYPE_CHECKING:
     from . import NumbaOps
 
-NONE = 0, 0, 1, 0  # no panels
+NO_PANELS = 0, 0, 1, 0  # in the place of a product's address, numbers in one, count, and blocks
 SMALL = 1 << 17  # multiply-adds that one thread has done before others have begun
 
 
@@ -61,8 +61,8 @@ class Product:
         blocks = min(-(-rows // products.ROWS), max(-(-rows // products.BLOCK), -(-4 * threads // panels)))
         room = products.linear_room(rows, depth, blocks, wide, packed)
         self.room = threads * room
-        self.panels = (weights[0].address, wide * terms, panels, blocks) if packed else NONE
-        self.afterwards = [NONE]  # the panels of the product that came next the last time
+        self.panels = (weights[0].address, wide * terms, panels, blocks) if packed else NO_PANELS
+        self.afterwards = [NO_PANELS]  # the panels of the product that came next the last time
         self.call = products.linear.ready(
             threads,
             (LATER, distance(x)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from operator import is_
 from typing import Any
 
@@ -13,6 +12,7 @@ from d2v_ref.nn import Embedding, LayerNorm
 from d2v_ref.ops import Ops
 from d2v_ref.ops.definitions import check_embedding, check_layer_norm, check_map
 
+from ..activations import add_activations
 from . import rows
 from .compiling import LATER, keep
 from .elementwise import CODES
@@ -182,13 +182,4 @@ class RowOps(Ops):
         return y
 
 
-def _elementwise(name: str) -> Callable[[RowOps, Array], Array]:
-    def operation(self: RowOps, x: Array) -> Array:
-        return self._activation(name, x)
-
-    return operation
-
-
-for _name in CODES:
-    if _name != "identity":
-        setattr(RowOps, _name, _elementwise(_name))
+add_activations(RowOps, CODES)

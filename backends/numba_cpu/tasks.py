@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compiling import SHARES, routine
-from .pointers import at
+from .pointers import at, pointer
 
 
 @intrinsic
@@ -37,6 +37,12 @@ def _taken(typing: Any, counter: Any) -> Any:
         return builder.atomic_rmw("add", args[0], ir.IntType(64)(1), "monotonic")
 
     return types.int64(types.CPointer(types.int64)), codegen
+
+
+@routine(inline=True)
+def own_room(team, scratch, room, like):
+    """Where this thread's part of a kernel's scratch begins, which has ``room`` numbers for each."""
+    return at(pointer(scratch, like), team[1] * room)
 
 
 @routine

@@ -7,7 +7,6 @@ NUMBA_ENABLE_CUDASIM=1 in the environment the same kernels run without a card, i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +30,7 @@ from d2v_ref.ops.definitions import (
     check_resize,
 )
 
+from ..activations import add_activations
 from . import arrays, convolutions, elementwise, launch, maps, products, scalars
 from . import rows as kernels_of_rows
 from .arrays import DeviceArray
@@ -319,13 +319,4 @@ class NumbaCudaOps(Ops):
         return x.flat, (x.start, *x.strides)
 
 
-def _elementwise(name: str) -> Callable[[NumbaCudaOps, Array], Array]:
-    def operation(self: NumbaCudaOps, x: Array) -> Array:
-        return self._activation(name, x)
-
-    return operation
-
-
-for _name in CODES:
-    if _name != "identity":
-        setattr(NumbaCudaOps, _name, _elementwise(_name))
+add_activations(NumbaCudaOps, CODES)

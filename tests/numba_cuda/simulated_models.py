@@ -1,6 +1,6 @@
 """A model of each modality on "numba_cuda" against NumPy's definitions in float64, in Numba's simulator.
 
-``test_simulator.py`` starts it.  Each has one layer and is a few numbers wide.
+``test_numba_cuda.py`` starts it.  Each has one layer and is a few numbers wide.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every operation of "numba_cuda" against its definition, in Numba's simulator; ``test_simulator.py`` starts it.
+"""Every operation of "numba_cuda" against its definition, in Numba's simulator; ``test_numba_cuda.py`` starts it.
 
 The checks are those of every backend (``backend_checks.py``), with few and small operands: a thread of the simulator is
 a thread of Python.

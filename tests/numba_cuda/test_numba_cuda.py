@@ -43,6 +43,7 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tup
     yield started
     for process, _ in started.values():
         process.kill()
+        process.wait()
 
 
 # ---- compiled for a card
